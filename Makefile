@@ -1,0 +1,45 @@
+# Two commands matter: `make chat` (talk to the default model) and `make test` (every check).
+# Both set up .venv in this folder first; that is skipped when nothing changed.
+# ARGS are passed on: make chat ARGS="--temperature 0", make test ARGS="-k tokenizer".
+
+VENV := .venv
+BIN  := $(VENV)/bin
+
+.PHONY: help chat test lint format build clean setup-chat setup-test
+
+help:
+	@echo "make chat     set up, then talk to SmolLM2-135M-Instruct"
+	@echo "make test     set up with the test tools, then lint and test"
+	@echo "make lint     ruff and mypy"
+	@echo "make format   let ruff format and fix the source"
+	@echo "make build    build the wheel into dist/"
+	@echo "make clean    remove .venv and everything built"
+
+chat: setup-chat
+	@$(BIN)/edgerun chat $(ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup-test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+build: setup-test
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info kernels/edgerun_kernels/objects .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find edgerun kernels exporters tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup-chat:
+	@sh .ci/setup.sh export
+
+setup-test:
+	@sh .ci/setup.sh export,test,dev
