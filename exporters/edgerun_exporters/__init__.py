@@ -1,0 +1,8 @@
+"""From checkpoints (GGUF, Hugging Face safetensors) to edgerun's model packages."""
+
+from __future__ import annotations
+
+from .export import ExportReport, export
+from .quantize import QUANTS
+
+__all__ = ["QUANTS", "ExportReport", "export"]

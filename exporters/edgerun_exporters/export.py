@@ -1,0 +1,142 @@
+"""export(): one checkpoint in, one model package out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerun.errors import OptionError
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .families import Description, Matrix, describe
+from .graph import build
+from .quantize import QUANTS, choose_format
+from .staging import staged_folder
+from .tokenizer import write_tokenizer
+from .weights import DATA_FILE
+
+FORMAT_VERSION = 1
+_PUBLIC = {"q4": "q4_0", "q4m": "q4_1", "q8": "q8_0", "f32": "f32"}
+"""Package formats by the names that users know from GGUF."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What became of a checkpoint. `bytes`: size of the package's weights; `tensors`: how many it holds."""
+
+    notes: list[str]
+    bytes: int
+    tensors: int
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    quant: str = "auto",
+    progress: Progress | None = None,
+    source_name: str | None = None,
+) -> ExportReport:
+    """Makes a model package at `out` from a GGUF file or a Hugging Face folder. The same input gives the same bytes.
+
+    quant: "auto" (Q4_0, Q4_1 and Q8_0 blocks stay bit for bit, other GGUF formats of up to 5 bits become 4 bits with
+    a minimum, all else 8 bits), "q4" (linear layers in 4 bits, the rest in 8), "q8" or "f32".
+    progress(bytes done, bytes in all, tensor name) is called often. source_name: what to record as the source, a
+    repository id (with a slash, "owner/name") or a file name; by default the name of the file or folder.
+
+    `out` appears whole or stays what it was. Raises CheckpointError (unreadable, incomplete or unsupported checkpoint;
+    disk full) and OptionError (unknown quant).
+    """
+    if quant not in QUANTS:
+        raise OptionError(f"quantisation {quant!r} is unknown; choose one of {', '.join(QUANTS)}")
+    source = open_checkpoint(checkpoint)
+    description = describe(source)
+    formats = {
+        matrix.name: choose_format(
+            matrix.source, linear=matrix is not description.embedding and matrix is not description.output, quant=quant
+        )
+        for matrix in description.matrices()
+    }
+    notes = [*description.notes, *_requantised(description, formats)]
+    producer = _producer()
+    model, weights = build(description, lambda matrix: formats[matrix.name], producer)
+    target = Path(out)
+    with staged_folder(target) as folder:
+        notes += write_tokenizer(source, folder, description.context_length)
+        done = 0
+
+        def step(count: int, name: str) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, weights.total, name)
+
+        weights.write(source, folder / DATA_FILE, step)
+        (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        config = _config(source, description, formats, notes, source_name)
+        (folder / "edgerun.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return ExportReport(notes, weights.size, len(weights.places))
+
+
+def _requantised(description: Description, formats: dict[str, str]) -> list[str]:
+    """One note for each (from, to) of matrices whose values change."""
+    changed: Counter[tuple[str, str]] = Counter()
+    for matrix in description.matrices():
+        stored, chosen = matrix.source.format, _PUBLIC[formats[matrix.name]]
+        if stored.lower() != chosen and chosen != "f32":
+            changed[stored, chosen] += 1
+    return [
+        f"{count} {'matrix' if count == 1 else 'matrices'} requantised from {stored} to {chosen}"
+        for (stored, chosen), count in sorted(changed.items())
+    ]
+
+
+def _config(
+    source: Checkpoint, description: Description, formats: dict[str, str], notes: list[str], source_name: str | None
+) -> dict[str, Any]:
+    d = description
+    name = source_name or source.path.resolve().name
+    # A GGUF file says what it is called; a folder may be a snapshot named after a commit.
+    called = name.rpartition("/")[2] if source_name and source.format == "safetensors" else d.name
+    linear = Counter(_PUBLIC[formats[m.name]] for layer in d.layers for m in layer.matrices.values())
+    return {
+        "format_version": FORMAT_VERSION,
+        "family": d.family,
+        "name": called,
+        "n_layers": len(d.layers),
+        "hidden_size": d.hidden_size,
+        "intermediate_size": d.intermediate_size,
+        "n_heads": d.n_heads,
+        "n_kv_heads": d.n_kv_heads,
+        "head_dim": d.head_dim,
+        "vocab_size": d.vocab_size,
+        "context_length": d.context_length,
+        "rope_theta": d.rope_theta,
+        "rms_norm_eps": d.rms_norm_eps,
+        "tied_embeddings": d.output is None,
+        "source": {
+            "repo" if "/" in name else "file": name,
+            "format": source.format,
+            "sha256": source.sha256(),
+        },
+        "quantisation": {
+            "linear": linear.most_common(1)[0][0],
+            "embedding": _PUBLIC[formats[d.embedding.name]],
+            "notes": notes,
+        },
+        "tool": _producer(),
+        "calibration": {},
+    }
+
+
+def _producer() -> str:
+    from edgerun import __version__
+
+    return f"edgerun {'.'.join(__version__.split('.')[:2])}"

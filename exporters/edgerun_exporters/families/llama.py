@@ -1,0 +1,257 @@
+"""Llama in all its forms (Llama 2, 3, 3.2, SmolLM2, TinyLlama, Mistral), from GGUF and from Hugging Face folders."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerun.errors import CheckpointError
+
+from ..checkpoint import Checkpoint
+from . import rope
+from .description import Description, Layer, Matrix, half_rotation_order
+
+ARCHITECTURES: dict[str, frozenset[str]] = {
+    "gguf": frozenset({"llama"}),
+    "safetensors": frozenset({"llama", "mistral"}),
+}
+
+
+_NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|attn_rot_embd|masked_bias$")
+"""Buffers that some checkpoints carry: known from the configuration, or read elsewhere."""
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Tensor names of one file format; `{i}` stands for the layer."""
+
+    embedding: str
+    output: str
+    final_norm: str
+    input_norm: str
+    post_attention_norm: str
+    matrices: dict[str, str]  # without ".weight" and ".bias"
+
+
+_GGUF = _Names(
+    "token_embd.weight",
+    "output.weight",
+    "output_norm.weight",
+    "blk.{i}.attn_norm.weight",
+    "blk.{i}.ffn_norm.weight",
+    {
+        "q_proj": "blk.{i}.attn_q",
+        "k_proj": "blk.{i}.attn_k",
+        "v_proj": "blk.{i}.attn_v",
+        "o_proj": "blk.{i}.attn_output",
+        "gate_proj": "blk.{i}.ffn_gate",
+        "up_proj": "blk.{i}.ffn_up",
+        "down_proj": "blk.{i}.ffn_down",
+    },
+)
+_HUGGINGFACE = _Names(
+    "model.embed_tokens.weight",
+    "lm_head.weight",
+    "model.norm.weight",
+    "model.layers.{i}.input_layernorm.weight",
+    "model.layers.{i}.post_attention_layernorm.weight",
+    {
+        **{name: f"model.layers.{{i}}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+        **{name: f"model.layers.{{i}}.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+    },
+)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The configuration in standard terms."""
+
+    name: str
+    n_layers: int
+    hidden_size: int
+    intermediate_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    rope_theta: float
+    inv_freq: npt.NDArray[np.float32]
+    rms_norm_eps: float
+    attention_scale: float
+    tied: bool
+    notes: list[str]
+
+
+def describe(checkpoint: Checkpoint) -> Description:
+    """Finds every tensor of a Llama checkpoint. CheckpointError names the field or tensor that is missing or odd."""
+    gguf = checkpoint.format == "gguf"
+    names, sizes = (_GGUF, _gguf_sizes(checkpoint)) if gguf else (_HUGGINGFACE, _huggingface_sizes(checkpoint))
+    _check(sizes, checkpoint)
+    hidden, vocab = sizes.hidden_size, sizes.vocab_size
+    final_norm = checkpoint.vector(names.final_norm, hidden)
+    description = Description(
+        family="llama",
+        name=sizes.name,
+        hidden_size=hidden,
+        intermediate_size=sizes.intermediate_size,
+        n_heads=sizes.n_heads,
+        n_kv_heads=sizes.n_kv_heads,
+        head_dim=sizes.head_dim,
+        vocab_size=vocab,
+        context_length=sizes.context_length,
+        rope_theta=sizes.rope_theta,
+        rms_norm_eps=sizes.rms_norm_eps,
+        attention_scale=sizes.attention_scale,
+        inv_freq=sizes.inv_freq,
+        embedding=Matrix("embedding.weight", checkpoint.info(names.embedding, (vocab, hidden)), vocab, hidden),
+        output=None
+        if sizes.tied
+        else Matrix("output.weight", checkpoint.info(names.output, (vocab, hidden)), vocab, hidden),
+        final_norm=final_norm,
+        layers=[_layer(checkpoint, sizes, names, i, gguf) for i in range(sizes.n_layers)],
+        notes=sizes.notes,
+    )
+    _refuse_extra(checkpoint, description, names)
+    return description
+
+
+def _refuse_extra(checkpoint: Checkpoint, description: Description, names: _Names) -> None:
+    """A weight that we would leave out (a norm on q and k, say) means that this is not the model it claims to be."""
+    known = {names.output, names.final_norm} | {matrix.source.name for matrix in description.matrices()}
+    for i in range(len(description.layers)):
+        known |= {names.input_norm.format(i=i), names.post_attention_norm.format(i=i)}
+        known |= {stored.format(i=i) + ".bias" for stored in names.matrices.values()}
+    for name in checkpoint.tensors:
+        if name not in known and not _NOT_WEIGHTS.search(name):
+            raise CheckpointError(f"{checkpoint.path}: tensor {name} is no part of a Llama; use a plain Llama model")
+
+
+def _layer(checkpoint: Checkpoint, sizes: _Sizes, names: _Names, i: int, gguf: bool) -> Layer:
+    hidden, attention = sizes.hidden_size, sizes.n_heads * sizes.head_dim
+    kv = sizes.n_kv_heads * sizes.head_dim
+    shapes = {
+        "q_proj": (attention, hidden),
+        "k_proj": (kv, hidden),
+        "v_proj": (kv, hidden),
+        "o_proj": (hidden, attention),
+        "gate_proj": (sizes.intermediate_size, hidden),
+        "up_proj": (sizes.intermediate_size, hidden),
+        "down_proj": (hidden, sizes.intermediate_size),
+    }
+    interleaved = {"q_proj": sizes.n_heads, "k_proj": sizes.n_kv_heads} if gguf else {}
+    matrices, biases = {}, {}
+    for role, (rows, columns) in shapes.items():
+        part = "mlp" if role in ("gate_proj", "up_proj", "down_proj") else "attention"
+        stored = names.matrices[role].format(i=i)
+        info = checkpoint.info(stored + ".weight", (rows, columns))
+        heads = interleaved.get(role, 0)
+        matrices[role] = Matrix(f"layers.{i}.{part}.{role}.weight", info, rows, columns, heads)
+        if stored + ".bias" in checkpoint.tensors:
+            bias = checkpoint.vector(stored + ".bias", rows)
+            biases[role] = bias[half_rotation_order(rows, heads)] if heads else bias
+    return Layer(
+        checkpoint.vector(names.input_norm.format(i=i), hidden),
+        checkpoint.vector(names.post_attention_norm.format(i=i), hidden),
+        matrices,
+        biases,
+    )
+
+
+def _gguf_sizes(checkpoint: Checkpoint) -> _Sizes:
+    values, where = checkpoint.metadata, str(checkpoint.path)
+    prefix = checkpoint.architecture + "."
+    if int(values.get(prefix + "expert_count", 0)):
+        raise CheckpointError(f"{where}: {prefix}expert_count is set: mixtures of experts are not supported")
+    hidden = _integer(values, prefix + "embedding_length", where)
+    n_heads = _integer(values, prefix + "attention.head_count", where)
+    head_dim = _integer(values, prefix + "attention.key_length", where, hidden // max(1, n_heads))
+    if _integer(values, prefix + "attention.value_length", where, head_dim) != head_dim:
+        raise CheckpointError(f"{where}: {prefix}attention.value_length differs from key_length: not supported")
+    factors = None
+    if "rope_freqs.weight" in checkpoint.tensors:
+        factors = checkpoint.vector("rope_freqs.weight", head_dim // 2)
+    theta, inv_freq = rope.from_gguf(values, checkpoint.architecture, head_dim, factors, where)
+    embedding = checkpoint.tensors.get(_GGUF.embedding)
+    tokens = values.get("tokenizer.ggml.tokens")
+    vocab = embedding.shape[0] if embedding else len(tokens or ()) or 1
+    return _Sizes(
+        name=str(values.get("general.name") or checkpoint.path.stem),
+        n_layers=_integer(values, prefix + "block_count", where),
+        hidden_size=hidden,
+        intermediate_size=_integer(values, prefix + "feed_forward_length", where),
+        n_heads=n_heads,
+        n_kv_heads=_integer(values, prefix + "attention.head_count_kv", where, n_heads),
+        head_dim=head_dim,
+        vocab_size=vocab,
+        context_length=_integer(values, prefix + "context_length", where),
+        rope_theta=theta,
+        inv_freq=inv_freq,
+        rms_norm_eps=float(values.get(prefix + "attention.layer_norm_rms_epsilon", 1e-5)),
+        attention_scale=float(values.get(prefix + "attention.scale", 0.0)) or 1 / math.sqrt(head_dim),
+        tied=_GGUF.output not in checkpoint.tensors,
+        notes=[],
+    )
+
+
+def _huggingface_sizes(checkpoint: Checkpoint) -> _Sizes:
+    config = checkpoint.metadata
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    where = str(folder / "config.json")
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise CheckpointError(f"{where}: hidden_act {activation!r} is not supported (supported: silu)")
+    hidden = _integer(config, "hidden_size", where)
+    n_heads = _integer(config, "num_attention_heads", where)
+    head_dim = _integer(config, "head_dim", where, hidden // max(1, n_heads))
+    theta, inv_freq = rope.from_huggingface(config, head_dim, where)
+    context = _integer(config, "max_position_embeddings", where, 2048)
+    notes = []
+    window = config.get("sliding_window")
+    if checkpoint.architecture == "mistral" and isinstance(window, int) and 0 < window < context:
+        notes.append(f"context length {window} instead of {context}: beyond its sliding window the model is not exact")
+        context = window
+    return _Sizes(
+        name=folder.resolve().name,
+        n_layers=_integer(config, "num_hidden_layers", where),
+        hidden_size=hidden,
+        intermediate_size=_integer(config, "intermediate_size", where),
+        n_heads=n_heads,
+        # Mistral's configuration class has 8 for its default, Llama's has n_heads; both write the value out.
+        n_kv_heads=_integer(config, "num_key_value_heads", where, n_heads),
+        head_dim=head_dim,
+        vocab_size=_integer(config, "vocab_size", where),
+        context_length=context,
+        rope_theta=theta,
+        inv_freq=inv_freq,
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        attention_scale=1 / math.sqrt(head_dim),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        notes=notes,
+    )
+
+
+def _check(sizes: _Sizes, checkpoint: Checkpoint) -> None:
+    if sizes.n_heads % sizes.n_kv_heads:
+        raise CheckpointError(
+            f"{checkpoint.path}: {sizes.n_heads} attention heads are no multiple of {sizes.n_kv_heads} key-value heads"
+        )
+    if sizes.head_dim % 2:
+        raise CheckpointError(f"{checkpoint.path}: head_dim is {sizes.head_dim}, but rotary embeddings need an even one")
+
+
+def _integer(values: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
+    value = values.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, (list, np.ndarray)):
+        raise CheckpointError(f"{where}: {key} differs from layer to layer, which is not supported")
+    if not isinstance(value, int) or value <= 0:
+        raise CheckpointError(f"{where}: {key} is {value!r}, not a positive integer: not a whole Llama configuration")
+    return value
