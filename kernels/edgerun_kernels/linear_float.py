@@ -1,0 +1,110 @@
+"""Linear layers over float32 activations: exact up to float rounding, the arithmetic that onnxruntime is compared with.
+
+One column of 16 interleaved rows is one vector, so nothing is summed across lanes. Input rows go four at a time, so
+that a weight is unpacked once for four products.
+"""
+
+from .kernel import inner, op_kernel
+from .linear import finish, input_address, minimum, n_rows, output_address
+from .math import ZERO, share
+from .record import GROUP, ROWS, Field
+from .simd.ops import (
+    f16_to_f32,
+    fma,
+    load_f32,
+    load_f32x16,
+    load_i16x16,
+    load_i32x16,
+    load_i64,
+    shift_right,
+    sign_extend_byte,
+    splat,
+    splat_i32,
+    to_float,
+)
+
+
+@inner
+def add_column(w, x, x_stride, column, a, b, c, e):
+    """One weight column times one element of each of four rows (``x_stride`` apart)."""
+    address = x + 4 * column
+    a = fma(w, splat(load_f32(address)), a)
+    b = fma(w, splat(load_f32(address + x_stride[0])), b)
+    c = fma(w, splat(load_f32(address + x_stride[1])), c)
+    e = fma(w, splat(load_f32(address + x_stride[2])), e)
+    return a, b, c, e
+
+
+@inner
+def tile_q4(w, d, m, k, x, others, a, b, c, e):
+    for g in range((k + GROUP - 1) // GROUP):
+        scale = f16_to_f32(load_i16x16(d + 32 * g))
+        least = minimum(m + 32 * g if m != 0 else 0, scale)
+        for i in range(4):
+            words = load_i32x16(w + 256 * g + 64 * i)
+            for j in range(8):
+                # Columns 0..3 are the low nibbles of bytes 0..3 of a lane, columns 4..7 the high ones.
+                nibble = shift_right(words, 8 * (j % 4) + 4 * (j // 4)) & splat_i32(15)
+                value = fma(to_float(nibble), scale, least)
+                a, b, c, e = add_column(value, x, others, GROUP * g + 8 * i + j, a, b, c, e)
+    return a, b, c, e
+
+
+@inner
+def tile_q8(w, d, m, k, x, others, a, b, c, e):
+    for g in range((k + GROUP - 1) // GROUP):
+        scale = f16_to_f32(load_i16x16(d + 32 * g))
+        for i in range(8):
+            words = load_i32x16(w + 512 * g + 64 * i)
+            for j in range(4):
+                value = to_float(sign_extend_byte(words, j)) * scale
+                a, b, c, e = add_column(value, x, others, GROUP * g + 4 * i + j, a, b, c, e)
+    return a, b, c, e
+
+
+@inner
+def tile_f32(w, d, m, k, x, others, a, b, c, e):
+    for column in range(k):
+        a, b, c, e = add_column(load_f32x16(w + 64 * column), x, others, column, a, b, c, e)
+    return a, b, c, e
+
+
+def _linear(name, tile, group_bytes, column_bytes):
+    """The kernel of one weight format: a block of 16 weight rows is ``group_bytes`` a group or ``column_bytes`` a column."""
+
+    def kernel(op, run, tid, n_threads):
+        rows = n_rows(op, run)
+        x0, y0 = input_address(op, run, tid), output_address(op, run)
+        x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
+        n_blocks = (load_i64(op + 8 * Field.N) + ROWS - 1) // ROWS
+        k = load_i64(op + 8 * Field.K)
+        n_groups = (k + GROUP - 1) // GROUP
+        w0, d0, m0 = load_i64(op + 8 * Field.W), load_i64(op + 8 * Field.D), load_i64(op + 8 * Field.M)
+        for part in range(0, rows, 32):
+            end = min(part + 32, rows)
+            for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
+                w = w0 + block * (n_groups * group_bytes + k * column_bytes)
+                d = d0 + block * n_groups * 32
+                m = m0 + block * n_groups * 32 if m0 != 0 else 0
+                for row in range(part, end, 4):
+                    # Rows past the end repeat the last one and are not stored.
+                    left = end - row - 1
+                    others = (min(1, left) * x_stride, min(2, left) * x_stride, min(3, left) * x_stride)
+                    zero = splat(ZERO)
+                    a, b, c, e = tile(w, d, m, k, x0 + row * x_stride, others, zero, zero, zero, zero)
+                    y = y0 + row * y_stride
+                    finish(op, y, block, a)
+                    if left > 0:
+                        finish(op, y + y_stride, block, b)
+                    if left > 1:
+                        finish(op, y + 2 * y_stride, block, c)
+                    if left > 2:
+                        finish(op, y + 3 * y_stride, block, e)
+
+    kernel.__name__ = name
+    return op_kernel(kernel)
+
+
+linear_q4_float = _linear("linear_q4_float", tile_q4, 256, 0)
+linear_q8_float = _linear("linear_q8_float", tile_q8, 512, 0)
+linear_f32 = _linear("linear_f32", tile_f32, 0, 64)

@@ -1,0 +1,122 @@
+"""Loads the kernels: an object file becomes callable functions, through llvmlite alone: no Numba, no linker, no JIT."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from . import objects
+from .targets import TARGETS, architecture, usable
+
+I, F, V = ctypes.c_int64, ctypes.c_double, None
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "run_tape": (V, I, I, I, I, I),
+    "team_worker": (I, I, I, I),
+    "team_start": (I, I, I, I, I, I),
+    "team_stop": (I, I, I),
+    "argmax": (I, I, I),
+    "exp_sum": (F, I, I),
+    "penalize": (V, I, I, I, I, F, F, F),
+    "sample": (I, I, I, I, F, I, F, F, F),
+}
+"""Name -> (result, arguments) of the functions that Python calls; the tests call op kernels by ``Kernels.op`` too."""
+
+
+class KernelError(Exception):
+    """No kernels can be had on this machine: the message says why and what to do."""
+
+
+class Kernels:
+    """The loaded functions of one instruction set; attributes are named as in SIGNATURES. Thread-safe: ctypes calls
+    release the GIL."""
+
+    run_tape: Callable[[int, int, int, int, int], None]
+    team_worker: Callable[[int, int, int], int]
+    team_start: Callable[[int, int, int, int, int], int]
+    team_stop: Callable[[int, int], int]
+    argmax: Callable[[int, int], int]
+    exp_sum: Callable[[int, int], float]
+    penalize: Callable[[int, int, int, int, float, float, float], None]
+    sample: Callable[[int, int, int, float, int, float, float, float], int]
+
+    def __init__(self, isa: str, code: bytes) -> None:
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_default_triple().create_target_machine()
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self.isa = isa
+        self._engine = engine  # owns the code
+        for name, (result, *args) in SIGNATURES.items():
+            setattr(self, name, self._function(name, result, *args))
+
+    def _function(self, name: str, result: Any, *args: Any) -> Any:
+        address = self._engine.get_function_address(objects.symbol(name))
+        if not address:
+            raise KernelError(f"kernel object for {self.isa}: no function '{name}'; reinstall edgerun")
+        return ctypes.CFUNCTYPE(result, *args)(address)
+
+    def op(self, name: str) -> Callable[[int, int, int, int], None]:
+        """The kernel of one op: ``(op record, run record, thread, number of threads)``."""
+        function: Callable[[int, int, int, int], None] = self._function(name, V, I, I, I, I)
+        return function
+
+
+def _build_into(folder: Path, isa: str) -> str:
+    """Compiles one object in a process of its own; gives what went wrong, or nothing."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(objects.HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "edgerun_kernels.build", "--out", str(folder), "--isa", isa]
+    try:
+        subprocess.run(command, check=True, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return str(error)
+    return ""
+
+
+def _have_numba() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("numba") is not None
+
+
+@cache
+def kernels(isa: str | None = None) -> Kernels:
+    """The kernels for ``isa`` ($EDGERUN_ISA, or the best that this CPU can run). Raises KernelError.
+
+    Looks beside the package, then in the cache; what neither has in a current version is compiled once into the cache
+    where numba is installed, else the next best instruction set is taken.
+    """
+    isa = isa or os.environ.get("EDGERUN_ISA") or None
+    names = [target.name for target in usable()]
+    if isa is not None and isa not in names:
+        raise KernelError(
+            f"instruction set '{isa}' cannot run on this CPU; it can run {', '.join(names) or 'none'} "
+            f"(known: {', '.join(target.name for target in TARGETS)})"
+        )
+    wanted = [isa] if isa else names
+    cache_folder = objects.cache_root() / "kernels" / objects.source_hash()
+    problem = ""
+    for name in wanted:
+        for folder in (objects.INSTALLED, cache_folder):
+            code = objects.read(folder / objects.file_name(name))
+            if code is not None:
+                return Kernels(name, code)
+        if _have_numba():
+            problem = _build_into(cache_folder, name)
+            code = objects.read(cache_folder / objects.file_name(name))
+            if code is not None:
+                return Kernels(name, code)
+    if not wanted:
+        raise KernelError(f"edgerun has no kernels for {architecture()} CPUs; it knows x86_64 and aarch64")
+    raise KernelError(
+        f"no kernel object for {wanted[0]} in {objects.INSTALLED} or {cache_folder}"
+        + (f", and compiling one failed ({problem})" if problem else ", and numba is not installed to compile one")
+        + "; reinstall edgerun, or 'pip install numba' and start again"
+    )

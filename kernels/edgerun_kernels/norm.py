@@ -1,0 +1,99 @@
+"""RMS normalisation and the quantisation of activations to int8 in groups of 32."""
+
+import numpy as np
+
+from .kernel import inner, op_kernel
+from .linear import input_address, n_rows
+from .math import ZERO, share
+from .record import GROUP, Field, Flag, Run
+from .simd.ops import (
+    fma,
+    load_f32x16,
+    load_f64,
+    load_i64,
+    max_f32,
+    round_to_int,
+    splat,
+    sqrt,
+    store_f32,
+    store_f32x16,
+    store_low_bytes,
+    sum_f32,
+    sum_i32,
+    vabs,
+    vmax,
+)
+
+LARGEST = np.float32(127)
+ONE = np.float32(1)
+TINY = np.float32(1e-30)
+
+
+@inner
+def row_share(run, rows, tid, n_threads):
+    """The rows of this thread: all of them when one row runs (cheaper than a barrier), else its part."""
+    if load_i64(run + 8 * Run.N_ROWS) == 1:
+        return 0, rows
+    return share(rows, tid, n_threads), share(rows, tid + 1, n_threads)
+
+
+@inner
+def private_output(op, run, tid):
+    y = load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.Y)
+    if load_i64(run + 8 * Run.N_ROWS) == 1:
+        y += tid * load_i64(op + 8 * Field.Y_PRIVATE)
+    return y
+
+
+@op_kernel
+def rms_norm(op, run, tid, n_threads):
+    """y = x / sqrt(mean(x**2) + epsilon) * w; x, y and w padded with zeros to whole groups."""
+    x0 = input_address(op, run, tid)
+    rows = n_rows(op, run)
+    x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
+    if load_i64(op + 8 * Field.FLAGS) & Flag.LAST_ROWS:
+        x0 += (load_i64(run + 8 * Run.N_ROWS) - rows) * x_stride
+    y0 = private_output(op, run, tid)
+    w = load_i64(op + 8 * Field.W)
+    k = load_i64(op + 8 * Field.K)
+    padded = (k + GROUP - 1) // GROUP * GROUP
+    epsilon = load_f64(op + 8 * Field.EPSILON)
+    first, last = row_share(run, rows, tid, n_threads)
+    for row in range(first, last):
+        x, y = x0 + row * x_stride, y0 + row * y_stride
+        even, odd = splat(ZERO), splat(ZERO)
+        for i in range(0, padded, GROUP):
+            u, v = load_f32x16(x + 4 * i), load_f32x16(x + 4 * i + 64)
+            even, odd = fma(u, u, even), fma(v, v, odd)
+        scale = splat(ONE / sqrt(np.float32(np.float64(sum_f32(even + odd)) / k + epsilon)))
+        for i in range(0, padded, 16):
+            store_f32x16(y + 4 * i, load_f32x16(x + 4 * i) * scale * load_f32x16(w + 4 * i))
+
+
+@inner
+def quantize_row(x, y, n_groups):
+    """Groups of 32: q = round(x / s), s = max|x| / 127; then all scales s, then all s * sum(q)."""
+    scales = y + GROUP * n_groups
+    sums = scales + 4 * n_groups
+    for g in range(n_groups):
+        u, v = load_f32x16(x + 4 * GROUP * g), load_f32x16(x + 4 * GROUP * g + 64)
+        largest = max_f32(vmax(vabs(u), vabs(v)))
+        scale = largest / LARGEST
+        inverse = splat(LARGEST / largest if largest > TINY else ZERO)
+        p, q = round_to_int(u * inverse), round_to_int(v * inverse)
+        store_low_bytes(y + GROUP * g, p)
+        store_low_bytes(y + GROUP * g + 16, q)
+        store_f32(scales + 4 * g, scale)
+        store_f32(sums + 4 * g, scale * np.float32(sum_i32(p + q)))
+
+
+@op_kernel
+def quantize(op, run, tid, n_threads):
+    """float32 rows -> int8 rows with scales and scaled sums (``record.activation_bytes`` each)."""
+    rows = n_rows(op, run)
+    x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
+    x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
+    n_groups = (load_i64(op + 8 * Field.K) + GROUP - 1) // GROUP
+    first, last = row_share(run, rows, tid, n_threads)
+    for row in range(first, last):
+        quantize_row(x0 + row * x_stride, y0 + row * y_stride, n_groups)

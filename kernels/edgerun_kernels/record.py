@@ -1,0 +1,119 @@
+"""The records that the compiled code reads: one per op of the tape, one per run, one per team. All fields are int64.
+
+An op record says what to do, with absolute addresses for weights and byte offsets into the session's arena for
+activations; a run record says for which session, how many rows and at which position. Kernels trust both.
+"""
+
+from enum import IntEnum
+
+ROWS = 16
+"""Weight rows that lie interleaved."""
+GROUP = 32
+"""Columns that share a scale, and activations that share a scale."""
+PAGE = 256
+"""Positions in a page of the KV cache."""
+QUERY_TILE = 4
+"""Query rows that attention takes through the keys together."""
+MAX_CHUNKS = 128
+"""Parts into which attention splits the cache at decode, at most."""
+CHUNK = 64
+"""Positions in such a part, at least, and in a step of prefill attention; a divisor of PAGE."""
+
+
+class Op(IntEnum):
+    """What an op record does; every op is a kernel with the signature ``(op, run, tid, n_threads)``."""
+
+    EMBED_Q4 = 1
+    EMBED_Q8 = 2
+    EMBED_F32 = 3
+    RMS_NORM = 4
+    QUANTIZE = 5
+    LINEAR_Q4 = 6
+    LINEAR_Q8 = 7
+    LINEAR_F32 = 8
+    LINEAR_Q4_FLOAT = 9
+    LINEAR_Q8_FLOAT = 10
+    ATTENTION_F16 = 11
+    ATTENTION_F32 = 12
+    GATHER_ATTENTION = 13
+    SWIGLU = 14
+    READ_MEMORY = 15
+
+
+class Field(IntEnum):
+    """Indexes into an op record. Offsets and strides are in bytes."""
+
+    CODE = 0
+    BARRIER = 1  # 0 none, 1 after every run, 2 only when several rows run (one row is computed by every thread itself)
+    X = 2  # arena offset of the input
+    X_STRIDE = 3  # from row to row
+    X_PRIVATE = 4  # from thread to thread when one row runs; 0: shared
+    Y = 5
+    Y_STRIDE = 6
+    Y_PRIVATE = 7
+    W = 8  # address of the weights
+    D = 9  # address of the scales, float16
+    M = 10  # address of the minima, float16; 0: symmetric
+    BIAS = 11  # address, float32, padded to ROWS; 0: none
+    N = 12  # output features
+    K = 13  # input features
+    FLAGS = 14  # bit set of Flag
+    EPSILON = 15  # float64 bits
+    Q = 16  # attention: arena offsets of q, k, v
+    KEY = 17
+    VALUE = 18
+    Q_STRIDE = 19
+    KV_STRIDE = 20
+    N_HEADS = 21
+    N_KV_HEADS = 22
+    HEAD_DIM = 23
+    LAYER = 24  # byte offset of this layer within a page
+    SCALE = 25  # float64 bits
+    PARTIALS = 26  # arena offset of the decode partials
+    SCRATCH = 27  # arena offset of the threads' scratch
+    SCRATCH_PRIVATE = 28  # from thread to thread
+    UP = 29  # SwiGLU: arena offset of the second input
+    COUNT = 32
+
+
+class Flag(IntEnum):
+    ACCUMULATE = 1  # y += instead of y =
+    LOGITS = 2  # y is the run's logits buffer, not the arena
+    LAST_ROWS = 4  # only the last N_OUT rows of the input
+    OUT_ROWS = 8  # runs over N_OUT rows instead of all
+
+
+class Run(IntEnum):
+    """Indexes into a run record."""
+
+    ARENA = 0
+    N_ROWS = 1
+    POSITION = 2  # of the first row
+    PAGES = 3  # address of the table of page addresses
+    TOKENS = 4  # address of int64 token ids
+    LOGITS = 5  # address
+    N_OUT = 6  # rows whose logits are wanted: the last ones
+    COS = 7  # address, float32 [positions, head_dim / 2]
+    SIN = 8
+    BARRIER = 9  # address of two int64 on cache lines of their own
+    CHUNK = 10  # positions in a part of the decode attention
+    COUNT = 16
+
+
+class Control(IntEnum):
+    """Byte offsets into a team's control block; what threads write lies on cache lines of its own."""
+
+    GENERATION = 0
+    STOP = 64
+    TAPE = 128
+    N_OPS = 136
+    RUN = 144
+    BARRIER = 192  # arrivals; the generation follows on the next line
+    WORKERS = 320  # per worker: parked flag, last generation seen
+    WORKER_STRIDE = 64
+
+
+def activation_bytes(k: int) -> int:
+    """Bytes of a quantised row of ``k`` features: int8 values, float32 scales, float32 scaled sums; whole lines."""
+    groups = -(-k // GROUP)
+    return -(-groups * (GROUP + 8) // 64) * 64

@@ -1,0 +1,214 @@
+"""How: the LLVM modules that define the named operations, one function per instruction set.
+
+A definition may use any LLVM operation and the target's intrinsics; it is inlined into every kernel.
+``portable`` uses generic LLVM only, so it compiles for every target that LLVM knows.
+"""
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from .ops import F32, I8, I32, I64, NAMED, PREFIX
+
+I16 = ir.IntType(16)
+Body = Callable[..., "ir.Value | None"]
+
+
+def vec(element: ir.Type, lanes: int) -> ir.VectorType:
+    return ir.VectorType(element, lanes)
+
+
+def const(element: ir.Type, lanes: int, value: float) -> ir.Constant:
+    return ir.Constant(vec(element, lanes), [value] * lanes)
+
+
+def call(b: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+    module = b.module
+    fn = module.globals.get(name) or ir.Function(module, ir.FunctionType(result, [a.type for a in args]), name)
+    return b.call(fn, args)
+
+
+def lanes(b: ir.IRBuilder, value: ir.Value, start: int, count: int, step: int = 1) -> ir.Value:
+    index = ir.Constant(vec(I32, count), [start + step * i for i in range(count)])
+    return b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
+
+
+def join(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    count = low.type.count * 2
+    return b.shuffle_vector(low, high, ir.Constant(vec(I32, count), list(range(count))))
+
+
+# --- portable: generic LLVM -------------------------------------------------------------------------------------------
+
+
+def _sum_of_four(b: ir.IRBuilder, products: ir.Value) -> ir.Value:
+    quarters = [lanes(b, products, i, 16, 4) for i in range(4)]
+    return b.add(b.add(quarters[0], quarters[1]), b.add(quarters[2], quarters[3]))
+
+
+def portable_dot(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    """acc[r] += sum of w[4r+j] * x[4r+j], signed bytes."""
+    wide = vec(I32, 64)
+    return b.add(acc, _sum_of_four(b, b.mul(b.sext(w, wide), b.sext(x, wide))))
+
+
+def same(b: ir.IRBuilder, acc: ir.Value) -> ir.Value:
+    return acc
+
+
+def no_bias(b: ir.IRBuilder) -> ir.Value:
+    return ir.Constant(I64, 0)
+
+
+def portable_fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """Two roundings: without the instruction, a fused product would be a call to the C library per lane."""
+    return b.fadd(b.fmul(x, y), z)
+
+
+def portable_f16_to_f32(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
+    """By integer arithmetic, subnormals, infinities and NaN included."""
+    bits = b.zext(half, vec(I32, 16))
+    sign = b.shl(b.and_(bits, const(I32, 16, 0x8000)), const(I32, 16, 16))
+    magnitude = b.shl(b.and_(bits, const(I32, 16, 0x7FFF)), const(I32, 16, 13))
+    scaled = b.fmul(b.bitcast(magnitude, vec(F32, 16)), const(F32, 16, 2.0**112))
+    special = b.icmp_unsigned(">=", magnitude, const(I32, 16, 0x7C00 << 13))
+    value = b.select(special, b.or_(magnitude, const(I32, 16, 0x7F800000)), b.bitcast(scaled, vec(I32, 16)))
+    return b.bitcast(b.or_(value, sign), vec(F32, 16))
+
+
+def portable_f32_to_f16(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Nearest, ties to even; too large becomes infinity, NaN stays NaN."""
+    bits = b.bitcast(value, vec(I32, 16))
+    sign = b.and_(b.lshr(bits, const(I32, 16, 16)), const(I32, 16, 0x8000))
+    magnitude = b.and_(bits, const(I32, 16, 0x7FFFFFFF))
+    # Normal halves: rebias the exponent and round the 13 lost bits with the carry that ties need.
+    odd = b.and_(b.lshr(magnitude, const(I32, 16, 13)), const(I32, 16, 1))
+    rounded = b.add(b.add(magnitude, const(I32, 16, 0xFFF - (112 << 23))), odd)
+    normal = b.lshr(rounded, const(I32, 16, 13))
+    # Subnormal halves: adding 0.5 puts the rounded value into the low mantissa bits.
+    shifted = b.fadd(b.bitcast(magnitude, vec(F32, 16)), const(F32, 16, 0.5))
+    subnormal = b.sub(b.bitcast(shifted, vec(I32, 16)), const(I32, 16, 0x3F000000))
+    small = b.icmp_unsigned("<", magnitude, const(I32, 16, 113 << 23))
+    result = b.select(small, subnormal, normal)
+    large = b.icmp_unsigned(">=", magnitude, const(I32, 16, 0x477FF000))  # 65520 and above round to infinity
+    result = b.select(large, const(I32, 16, 0x7C00), result)
+    nan = b.icmp_unsigned(">", magnitude, const(I32, 16, 0x7F800000))
+    result = b.select(nan, const(I32, 16, 0x7E00), result)
+    return b.trunc(b.or_(result, sign), vec(I16, 16))
+
+
+def nothing(b: ir.IRBuilder) -> None:
+    return None
+
+
+PORTABLE: dict[str, Body] = {
+    "dot_u4": portable_dot,
+    "dot_u4_sum": same,
+    "dot_i8": portable_dot,
+    "dot_i8_bias": no_bias,
+    "fma": portable_fma,
+    "f16_to_f32": portable_f16_to_f32,
+    "f32_to_f16": portable_f32_to_f16,
+    "pause": nothing,
+}
+
+
+# --- x86 ----------------------------------------------------------------------------------------------------------------
+
+
+def x86_pause(b: ir.IRBuilder) -> None:
+    call(b, "llvm.x86.sse2.pause", ir.VoidType())
+
+
+def native_fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    return call(b, "llvm.fma.v16f32", vec(F32, 16), x, y, z)
+
+
+def native_f16_to_f32(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
+    return b.fpext(b.bitcast(half, vec(ir.HalfType(), 16)), vec(F32, 16))
+
+
+def native_f32_to_f16(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    return b.bitcast(b.fptrunc(value, vec(ir.HalfType(), 16)), vec(I16, 16))
+
+
+def _maddubs(b: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx2.pmadd.ub.sw", vec(I16, 16), unsigned, signed)
+
+
+def _pairs(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx2.pmadd.wd", vec(I32, 8), words, const(I16, 16, 1))
+
+
+def avx2_dot_u4(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    """Sums pairs in 16 bits: 8 calls hold 8 * 2 * 15 * 127 < 2**15, so a group of 32 columns never overflows."""
+    words = b.bitcast(acc, vec(I16, 32))
+    halves = [_maddubs(b, lanes(b, w, i, 32), lanes(b, x, i, 32)) for i in (0, 32)]
+    return b.bitcast(b.add(words, join(b, *halves)), vec(I32, 16))
+
+
+def avx2_dot_u4_sum(b: ir.IRBuilder, acc: ir.Value) -> ir.Value:
+    words = b.bitcast(acc, vec(I16, 32))
+    return join(b, *(_pairs(b, lanes(b, words, i, 16)) for i in (0, 16)))
+
+
+def avx2_dot_i8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    """|w| times x with w's sign: |w| <= 128 and |x| <= 127, so a pair fits 16 bits."""
+    halves = []
+    for i in (0, 32):
+        left, right = lanes(b, w, i, 32), lanes(b, x, i, 32)
+        size = call(b, "llvm.abs.v32i8", vec(I8, 32), left, ir.Constant(ir.IntType(1), 0))
+        signed = call(b, "llvm.x86.avx2.psign.b", vec(I8, 32), right, left)
+        halves.append(_pairs(b, _maddubs(b, size, signed)))
+    return b.add(acc, join(b, *halves))
+
+
+AVX2: dict[str, Body] = {
+    "dot_u4": avx2_dot_u4,
+    "dot_u4_sum": avx2_dot_u4_sum,
+    "dot_i8": avx2_dot_i8,
+    "dot_i8_bias": no_bias,
+    "fma": native_fma,
+    "f16_to_f32": native_f16_to_f32,
+    "f32_to_f16": native_f32_to_f16,
+    "pause": x86_pause,
+}
+
+
+def vnni_dot_u4(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx512.vpdpbusd.512", vec(I32, 16), acc, w, x)
+
+
+def vnni_dot_i8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    """The instruction wants unsigned weights: w + 128, which ``dot_i8_bias`` tells the kernel to take off again."""
+    return vnni_dot_u4(b, acc, b.xor(w, const(I8, 64, -128)), x)
+
+
+AVX512_VNNI: dict[str, Body] = {
+    **AVX2,
+    "dot_u4": vnni_dot_u4,
+    "dot_u4_sum": same,
+    "dot_i8": vnni_dot_i8,
+    "dot_i8_bias": lambda b: ir.Constant(I64, 128),
+}
+
+
+DEFINITIONS: dict[str, dict[str, Body]] = {
+    "avx512_vnni": AVX512_VNNI,
+    "avx2": AVX2,
+    "portable_x86_64": {**PORTABLE, "pause": x86_pause},
+    "portable_aarch64": PORTABLE,
+}
+"""By the name of the target (``edgerun_kernels.targets``)."""
+
+
+def module(target: str) -> ir.Module:
+    """The definitions for a target as an LLVM module, each function always inlined."""
+    module = ir.Module(f"edgerun.{target}")
+    for name, (result, args) in NAMED.items():
+        fn = ir.Function(module, ir.FunctionType(result, args), PREFIX + name)
+        fn.attributes.add("alwaysinline")
+        b = ir.IRBuilder(fn.append_basic_block())
+        value = DEFINITIONS[target][name](b, *fn.args)
+        b.ret_void() if value is None else b.ret(value)
+    return module

@@ -1,0 +1,355 @@
+"""What a kernel can say: memory, lanes, conversions, atomics, and the named operations that each ISA defines.
+
+Addresses are int64. Memory is never checked here: whoever fills an op record has validated every size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from .types import Vec, f32x16, i8x64, i16x16, i32x16
+
+I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+PREFIX = "edgerun."
+
+# The operations that an ISA module defines: name -> (result, arguments).
+NAMED: dict[str, tuple[ir.Type, list[ir.Type]]] = {
+    "dot_u4": (i32x16.llvm, [i32x16.llvm, i8x64.llvm, i8x64.llvm]),
+    "dot_u4_sum": (i32x16.llvm, [i32x16.llvm]),
+    "dot_i8": (i32x16.llvm, [i32x16.llvm, i8x64.llvm, i8x64.llvm]),
+    "dot_i8_bias": (I64, []),
+    "fma": (f32x16.llvm, [f32x16.llvm, f32x16.llvm, f32x16.llvm]),
+    "f16_to_f32": (f32x16.llvm, [i16x16.llvm]),
+    "f32_to_f16": (i16x16.llvm, [f32x16.llvm]),
+    "pause": (ir.VoidType(), []),
+}
+
+
+def declare(builder: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Type]) -> ir.Function:
+    module = builder.module
+    found = module.globals.get(name)
+    return found if found is not None else ir.Function(module, ir.FunctionType(result, args), name)
+
+
+def _named(name: str, result: Any, *args: Any) -> Any:
+    """An intrinsic that calls the ISA's definition of ``name``."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, values: Any) -> Any:
+        out = b.call(declare(b, PREFIX + name, *NAMED[name]), values)
+        return ctx.get_dummy_value() if result == types.void else out
+
+    sig = result(*args)
+    template: dict[int, Callable[..., Any]] = {
+        0: lambda typingctx: (sig, codegen),
+        1: lambda typingctx, a: (sig, codegen),
+        2: lambda typingctx, a, b: (sig, codegen),
+        3: lambda typingctx, a, b, c: (sig, codegen),
+    }
+    return intrinsic(template[len(args)])
+
+
+dot_u4 = _named("dot_u4", i32x16, i32x16, i8x64, i8x64)
+dot_u4_sum = _named("dot_u4_sum", i32x16, i32x16)
+dot_i8 = _named("dot_i8", i32x16, i32x16, i8x64, i8x64)
+dot_i8_bias = _named("dot_i8_bias", types.int64)
+fma = _named("fma", f32x16, f32x16, f32x16, f32x16)
+f16_to_f32 = _named("f16_to_f32", f32x16, i16x16)
+f32_to_f16 = _named("f32_to_f16", i16x16, f32x16)
+pause = _named("pause", types.void)
+
+
+def _load(kind: Any, llvm: ir.Type, align: int) -> Any:
+    @intrinsic
+    def load(typingctx, address):  # type: ignore[no-untyped-def]
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            value = b.load(b.inttoptr(args[0], llvm.as_pointer()))
+            value.align = align
+            return value
+
+        return kind(types.int64), codegen
+
+    return load
+
+
+def _store(kind: Any, llvm: ir.Type, align: int) -> Any:
+    @intrinsic
+    def store(typingctx, address, value):  # type: ignore[no-untyped-def]
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            b.store(args[1], b.inttoptr(args[0], llvm.as_pointer())).align = align
+            return ctx.get_dummy_value()
+
+        return types.void(types.int64, kind), codegen
+
+    return store
+
+
+load_i64, store_i64 = _load(types.int64, I64, 8), _store(types.int64, I64, 8)
+load_i32, store_i32 = _load(types.int32, I32, 4), _store(types.int32, I32, 4)
+load_i16, store_i16 = _load(types.int16, ir.IntType(16), 2), _store(types.int16, ir.IntType(16), 2)
+load_u8, store_u8 = _load(types.uint8, I8, 1), _store(types.uint8, I8, 1)
+load_f32, store_f32 = _load(types.float32, F32, 4), _store(types.float32, F32, 4)
+load_f64, store_f64 = _load(types.float64, ir.DoubleType(), 8), _store(types.float64, ir.DoubleType(), 8)
+load_i8x64, store_i8x64 = _load(i8x64, i8x64.llvm, 1), _store(i8x64, i8x64.llvm, 1)
+load_i16x16, store_i16x16 = _load(i16x16, i16x16.llvm, 2), _store(i16x16, i16x16.llvm, 2)
+load_i32x16, store_i32x16 = _load(i32x16, i32x16.llvm, 4), _store(i32x16, i32x16.llvm, 4)
+load_f32x16, store_f32x16 = _load(f32x16, f32x16.llvm, 4), _store(f32x16, f32x16.llvm, 4)
+
+
+def _splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+    vector = ir.VectorType(scalar.type, lanes)
+    undef = ir.Constant(vector, ir.Undefined)
+    one = b.insert_element(undef, scalar, ir.Constant(I32, 0))
+    return b.shuffle_vector(one, undef, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+@intrinsic
+def splat(typingctx, value):  # type: ignore[no-untyped-def]
+    """float32 -> f32x16, all lanes alike."""
+    return f32x16(types.float32), lambda ctx, b, sig, args: _splat(b, args[0], 16)
+
+
+@intrinsic
+def splat_i32(typingctx, value):  # type: ignore[no-untyped-def]
+    """int32 -> i32x16, all lanes alike."""
+    return i32x16(types.int32), lambda ctx, b, sig, args: _splat(b, args[0], 16)
+
+
+@intrinsic
+def zero_i32(typingctx):  # type: ignore[no-untyped-def]
+    return i32x16(), lambda ctx, b, sig, args: ir.Constant(i32x16.llvm, [0] * 16)
+
+
+@intrinsic
+def load_4_bytes(typingctx, address):  # type: ignore[no-untyped-def]
+    """Four bytes repeated over all 64 lanes: four activations beside the same four columns of 16 rows."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        scalar = b.load(b.inttoptr(args[0], I32.as_pointer()))
+        scalar.align = 1
+        return b.bitcast(_splat(b, scalar, 16), i8x64.llvm)
+
+    return i8x64(types.int64), codegen
+
+
+def _bytes_and_shift(shift: int) -> Any:
+    @intrinsic
+    def nibbles(typingctx, value):  # type: ignore[no-untyped-def]
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            words = b.bitcast(args[0], i32x16.llvm)  # 16-bit or wider shifts exist everywhere, byte shifts do not
+            moved = b.lshr(words, ir.Constant(i32x16.llvm, [shift] * 16)) if shift else words
+            return b.and_(b.bitcast(moved, i8x64.llvm), ir.Constant(i8x64.llvm, [15] * 64))
+
+        return i8x64(i8x64), codegen
+
+    return nibbles
+
+
+low_nibbles, high_nibbles = _bytes_and_shift(0), _bytes_and_shift(4)
+
+
+@intrinsic
+def shift_right(typingctx, value, count):  # type: ignore[no-untyped-def]
+    """Logical shift of every 32-bit lane by the same count (0 to 31)."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return b.lshr(args[0], _splat(b, b.trunc(args[1], I32), 16))
+
+    return i32x16(i32x16, types.int64), codegen
+
+
+@intrinsic
+def sign_extend_byte(typingctx, value, index):  # type: ignore[no-untyped-def]
+    """Byte ``index`` (0 to 3) of every 32-bit lane, sign-extended."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        bits = b.mul(b.trunc(args[1], I32), ir.Constant(I32, 8))
+        up = b.shl(args[0], _splat(b, b.sub(ir.Constant(I32, 24), bits), 16))
+        return b.ashr(up, ir.Constant(i32x16.llvm, [24] * 16))
+
+    return i32x16(i32x16, types.int64), codegen
+
+
+@intrinsic
+def to_float(typingctx, value):  # type: ignore[no-untyped-def]
+    return f32x16(i32x16), lambda ctx, b, sig, args: b.sitofp(args[0], f32x16.llvm)
+
+
+@intrinsic
+def round_to_int(typingctx, value):  # type: ignore[no-untyped-def]
+    """Nearest integer, ties to even, of |x| < 2**22; other values give an arbitrary integer, never a trap."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        magic = 12582912.0  # 1.5 * 2**23: the sum's low mantissa bits are the rounded integer
+        shifted = b.bitcast(b.fadd(args[0], ir.Constant(f32x16.llvm, [magic] * 16)), i32x16.llvm)
+        return b.sub(shifted, ir.Constant(i32x16.llvm, [0x4B400000] * 16))
+
+    return i32x16(f32x16), codegen
+
+
+@intrinsic
+def store_low_bytes(typingctx, address, value):  # type: ignore[no-untyped-def]
+    """The low byte of each 32-bit lane, as 16 bytes."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        narrow = b.trunc(args[1], ir.VectorType(I8, 16))
+        b.store(narrow, b.inttoptr(args[0], narrow.type.as_pointer())).align = 1
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, i32x16), codegen
+
+
+@intrinsic
+def power_of_two(typingctx, value):  # type: ignore[no-untyped-def]
+    """2**n of integer lanes in [-126, 127]."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        biased = b.add(args[0], ir.Constant(i32x16.llvm, [127] * 16))
+        return b.bitcast(b.shl(biased, ir.Constant(i32x16.llvm, [23] * 16)), f32x16.llvm)
+
+    return f32x16(i32x16), codegen
+
+
+def _choose(comparison: str) -> Any:
+    @intrinsic
+    def choose(typingctx, a, b):  # type: ignore[no-untyped-def]
+        def codegen(ctx: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(comparison, args[0], args[1]), args[0], args[1])
+
+        return f32x16(f32x16, f32x16), codegen
+
+    return choose
+
+
+vmax, vmin = _choose(">"), _choose("<")
+
+
+@intrinsic
+def vabs(typingctx, value):  # type: ignore[no-untyped-def]
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        bits = b.bitcast(args[0], i32x16.llvm)
+        return b.bitcast(b.and_(bits, ir.Constant(i32x16.llvm, [0x7FFFFFFF] * 16)), f32x16.llvm)
+
+    return f32x16(f32x16), codegen
+
+
+@intrinsic
+def first_lanes(typingctx, value, count, other):  # type: ignore[no-untyped-def]
+    """Lanes below ``count`` from ``value``, the rest from ``other``."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        limit = _splat(b, b.trunc(args[1], I32), 16)
+        keep = b.icmp_signed("<", ir.Constant(i32x16.llvm, list(range(16))), limit)
+        return b.select(keep, args[0], args[2])
+
+    return f32x16(f32x16, types.int64, f32x16), codegen
+
+
+@intrinsic
+def extract(typingctx, value, index):  # type: ignore[no-untyped-def]
+    """One lane of f32x16."""
+    return types.float32(f32x16, types.int64), lambda ctx, b, sig, args: b.extract_element(args[0], args[1])
+
+
+def _reduce(vec: Vec, scalar: Any, combine: Callable[[ir.IRBuilder, Any, Any], Any]) -> Any:
+    """A tree over the lanes: the same order on every target, so results do not depend on the ISA's own reduction."""
+
+    @intrinsic
+    def reduce(typingctx, value):  # type: ignore[no-untyped-def]
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            value, lanes = args[0], vec.lanes
+            while lanes > 1:
+                lanes //= 2
+                undef = ir.Constant(value.type, ir.Undefined)
+                index = ir.VectorType(I32, lanes)
+                low = b.shuffle_vector(value, undef, ir.Constant(index, list(range(lanes))))
+                high = b.shuffle_vector(value, undef, ir.Constant(index, list(range(lanes, 2 * lanes))))
+                value = combine(b, low, high)
+            return b.extract_element(value, ir.Constant(I32, 0))
+
+        return scalar(vec), codegen
+
+    return reduce
+
+
+sum_f32 = _reduce(f32x16, types.float32, lambda b, x, y: b.fadd(x, y))
+sum_i32 = _reduce(i32x16, types.int32, lambda b, x, y: b.add(x, y))
+max_f32 = _reduce(f32x16, types.float32, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+
+
+@intrinsic
+def sqrt(typingctx, value):  # type: ignore[no-untyped-def]
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return b.call(declare(b, "llvm.sqrt.f32", F32, [F32]), args)
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic
+def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        pointer = I8.as_pointer()
+        fn = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
+        b.call(fn, [b.inttoptr(args[0], pointer), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def atomic_add(typingctx, address, value):  # type: ignore[no-untyped-def]
+    """Adds, sequentially consistent; gives the old value."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return b.atomic_rmw("add", b.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return b.atomic_rmw("xchg", b.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_compare_exchange(typingctx, address, expected, value):  # type: ignore[no-untyped-def]
+    """Stores ``value`` where ``expected`` stood; gives what stood there."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        pointer = b.inttoptr(args[0], I64.as_pointer())
+        return b.extract_value(b.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 0)
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx, address):  # type: ignore[no-untyped-def]
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def atomic_store(typingctx, address, value):  # type: ignore[no-untyped-def]
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        b.store_atomic(args[1], b.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def yield_processor(typingctx):  # type: ignore[no-untyped-def]
+    """Gives the rest of the time slice to another thread (sched_yield of the C library)."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        b.call(declare(b, "sched_yield", I32, []), [])
+        return ctx.get_dummy_value()
+
+    return types.void(), codegen

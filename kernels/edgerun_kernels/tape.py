@@ -1,0 +1,71 @@
+"""The compiled loop: runs the op records of a tape in order, all threads side by side, with barriers where they say so."""
+
+from numba.core import types
+
+from .attention import attention_f16, attention_f32, gather_attention
+from .bandwidth import read_memory
+from .barrier import wait_for_all
+from .embed import embed_f32, embed_q4, embed_q8
+from .kernel import INT, exported, inner
+from .linear import linear_q4, linear_q8
+from .linear_float import linear_f32, linear_q4_float, linear_q8_float
+from .mlp import swiglu
+from .norm import quantize, rms_norm
+from .record import Field, Op, Run
+from .simd.ops import load_i64
+
+# Plain integers: inside a kernel Numba would look an enumeration up at every use.
+EMBED_Q4, EMBED_Q8, EMBED_F32 = int(Op.EMBED_Q4), int(Op.EMBED_Q8), int(Op.EMBED_F32)
+RMS_NORM, QUANTIZE, SWIGLU = int(Op.RMS_NORM), int(Op.QUANTIZE), int(Op.SWIGLU)
+LINEAR_Q4, LINEAR_Q8, LINEAR_F32 = int(Op.LINEAR_Q4), int(Op.LINEAR_Q8), int(Op.LINEAR_F32)
+LINEAR_Q4_FLOAT, LINEAR_Q8_FLOAT = int(Op.LINEAR_Q4_FLOAT), int(Op.LINEAR_Q8_FLOAT)
+ATTENTION_F16, ATTENTION_F32 = int(Op.ATTENTION_F16), int(Op.ATTENTION_F32)
+GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
+
+
+@inner
+def run_op(code, op, run, tid, n_threads):
+    if code == LINEAR_Q4:
+        linear_q4(op, run, tid, n_threads)
+    elif code == QUANTIZE:
+        quantize(op, run, tid, n_threads)
+    elif code == RMS_NORM:
+        rms_norm(op, run, tid, n_threads)
+    elif code == SWIGLU:
+        swiglu(op, run, tid, n_threads)
+    elif code == ATTENTION_F16:
+        attention_f16(op, run, tid, n_threads)
+    elif code == ATTENTION_F32:
+        attention_f32(op, run, tid, n_threads)
+    elif code == GATHER_ATTENTION:
+        gather_attention(op, run, tid, n_threads)
+    elif code == LINEAR_Q8:
+        linear_q8(op, run, tid, n_threads)
+    elif code == LINEAR_F32:
+        linear_f32(op, run, tid, n_threads)
+    elif code == LINEAR_Q4_FLOAT:
+        linear_q4_float(op, run, tid, n_threads)
+    elif code == LINEAR_Q8_FLOAT:
+        linear_q8_float(op, run, tid, n_threads)
+    elif code == EMBED_Q4:
+        embed_q4(op, run, tid, n_threads)
+    elif code == EMBED_Q8:
+        embed_q8(op, run, tid, n_threads)
+    elif code == EMBED_F32:
+        embed_f32(op, run, tid, n_threads)
+    elif code == READ_MEMORY:
+        read_memory(op, run, tid, n_threads)
+
+
+@exported(types.void, INT, INT, INT, INT, INT)
+def run_tape(tape, n_ops, run, tid, n_threads):
+    """Thread ``tid``'s part of ``n_ops`` records; returns when every thread has finished every op."""
+    several = load_i64(run + 8 * Run.N_ROWS) > 1
+    barrier = load_i64(run + 8 * Run.BARRIER)
+    for i in range(n_ops):
+        op = tape + 8 * Field.COUNT * i
+        run_op(load_i64(op + 8 * Field.CODE), op, run, tid, n_threads)
+        when = load_i64(op + 8 * Field.BARRIER)
+        if when == 1 or (when == 2 and several):
+            wait_for_all(barrier, n_threads)
+    wait_for_all(barrier, n_threads)

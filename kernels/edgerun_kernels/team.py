@@ -1,0 +1,83 @@
+"""The thread team: persistent workers that run a tape together with the calling thread.
+
+The compiled half (``team_loop.py``) spins, yields and parks; this half owns the threads and the semaphores on which
+parked workers sleep. One job at a time: callers take turns.
+"""
+
+import ctypes
+import os
+import threading
+from typing import Any
+
+import numpy as np
+
+from .load import Kernels
+from .record import Control, Run
+
+MAX_THREADS = 64
+
+
+def aligned(n_bytes: int, alignment: int = 64) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Zeroed bytes whose address is a multiple of ``alignment``."""
+    raw = np.zeros(n_bytes + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + n_bytes]
+
+
+class Team:
+    """``n_threads`` threads in all: the caller and n_threads - 1 daemons. Raises ValueError outside 1..64."""
+
+    def __init__(self, kernels: Kernels, n_threads: int) -> None:
+        if not 1 <= n_threads <= MAX_THREADS:
+            raise ValueError(f"threads must be between 1 and {MAX_THREADS}, not {n_threads}")
+        self.kernels = kernels
+        self.n_threads = n_threads
+        self._lock = threading.Lock()
+        self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        """Sets up a fresh control block and starts the workers (again in a forked child, where threads do not live)."""
+        self._pid = os.getpid()
+        self._block = aligned(Control.WORKERS + Control.WORKER_STRIDE * self.n_threads)
+        self._address = int(self._block.ctypes.data)
+        self.barrier = self._address + Control.BARRIER
+        self._wake = [threading.Semaphore(0) for _ in range(self.n_threads)]
+        for tid in range(1, self.n_threads):
+            args = (self.kernels, self._block, self._wake[tid], tid, self.n_threads)
+            threading.Thread(target=_work, args=args, name=f"edgerun-{tid}", daemon=True).start()
+
+    def run(self, tape: int, n_ops: int, run: int) -> None:
+        """Runs ``n_ops`` records at address ``tape`` for the run record at address ``run``; returns when all is done.
+
+        Sets the run record's barrier field. Thread-safe. The memory must stay alive until the call returns.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the thread team is closed")
+            if os.getpid() != self._pid:
+                self._start()
+            ctypes.c_int64.from_address(run + 8 * Run.BARRIER).value = self.barrier
+            parked = self.kernels.team_start(self._address, tape, n_ops, run, self.n_threads)
+            if parked:
+                self._release(parked)
+                self.kernels.run_tape(tape, n_ops, run, 0, self.n_threads)
+
+    def _release(self, parked: int) -> None:
+        for tid in range(1, self.n_threads):
+            if parked >> tid & 1:
+                self._wake[tid].release()
+
+    def close(self) -> None:
+        """Ends the workers. Idempotent."""
+        with self._lock:
+            if not self._closed and os.getpid() == self._pid:
+                self._release(self.kernels.team_stop(self._address, self.n_threads))
+            self._closed = True
+
+
+def _work(kernels: Kernels, block: Any, wake: threading.Semaphore, tid: int, n_threads: int) -> None:
+    """A worker: holds the control block alive, sleeps while parked."""
+    address = int(block.ctypes.data)
+    while kernels.team_worker(address, tid, n_threads):
+        wake.acquire()
