@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -109,7 +110,7 @@ def read_at(file: int, path: Path, name: str, offset: int, count: int) -> npt.ND
     """`count` bytes of an open file. Positional reads, because pages of a mapping would stay in memory and because a
     mapped file that shrinks kills the process."""
     buffer = np.empty(count, np.uint8)
-    view = memoryview(buffer)
+    view = buffer.data
     done = 0
     while done < count:
         got = os.preadv(file, [view[done:]], offset + done)
@@ -117,6 +118,14 @@ def read_at(file: int, path: Path, name: str, offset: int, count: int) -> npt.ND
             raise CheckpointError(f"{path}: truncated: tensor {name} ends after the file does; download it again")
         done += got
     return buffer
+
+
+def digest(state: hashlib._Hash, file: int) -> hashlib._Hash:
+    """Feeds a whole open file to a hash."""
+    buffer = bytearray(1 << 22)
+    while got := os.readv(file, [buffer]):
+        state.update(memoryview(buffer)[:got])
+    return state
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -13,7 +13,7 @@ from typing import Any
 from edgerun.errors import OptionError
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .families import Description, Matrix, describe
+from .families import Description, describe
 from .graph import build
 from .quantize import QUANTS, choose_format
 from .staging import staged_folder

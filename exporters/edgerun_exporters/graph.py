@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -26,7 +27,7 @@ class _Builder:
             self.packed[matrix.name] = kind, self.weights.add_matrix(matrix, kind)
         return self.packed[matrix.name]
 
-    def node(self, op: str, name: str, inputs: list[str], outputs: list[str] | None = None, **attributes: object) -> str:
+    def node(self, op: str, name: str, inputs: list[str], outputs: list[str] | None = None, **attributes: Any) -> str:
         """Adds a node and returns its first output, by default named as the node."""
         outputs = outputs or [name]
         domain = operators.DOMAIN if op in operators.OPERATORS else ""

@@ -100,8 +100,10 @@ def _q4m(groups: Floats) -> tuple[npt.NDArray[np.uint8], Halves, Halves]:
 
 
 def _codes(groups: Floats, d: Halves, m: Halves) -> Floats:
-    codes = (groups - m.astype(np.float32)[:, None]) * _inverse(d)[:, None]
-    return np.clip(np.rint(codes, out=codes), 0, 15, out=codes)
+    codes: Floats = (groups - m.astype(np.float32)[:, None]) * _inverse(d)[:, None]
+    np.rint(codes, out=codes)
+    np.clip(codes, 0, 15, out=codes)
+    return codes
 
 
 def _error(groups: Floats, d: Halves, m: Halves) -> Floats:
@@ -110,7 +112,8 @@ def _error(groups: Floats, d: Halves, m: Halves) -> Floats:
     values *= d.astype(np.float32)[:, None]
     values += m.astype(np.float32)[:, None]
     values -= groups
-    return np.einsum("gk,gk->g", values, values)
+    errors: Floats = np.einsum("gk,gk->g", values, values)
+    return errors
 
 
 def _half(values: Floats) -> Halves:

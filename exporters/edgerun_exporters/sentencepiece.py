@@ -49,7 +49,7 @@ def _vocabulary(data: bytes, path: Path) -> Vocabulary:
     kind = trainer.get(3, _UNIGRAM)
     if kind != _BPE:
         raise CheckpointError(
-            f"{path}: a SentencePiece model of kind {kind} (1 is Unigram), but only BPE (2) is supported; "
+            f"{path}: a SentencePiece model of kind {int(kind)} (1 is Unigram), but only BPE (2) is supported; "
             "use a folder with a tokenizer.json"
         )
     charsmap = normaliser.get(2, b"")

@@ -1,8 +1,8 @@
 """The tokenizer's way into a package: tokenizer.json, tokenizer_config.json and generation_config.json.
 
 tokenizer_config.json always has `bos_token`, `eos_token` (strings or null), `add_bos_token`, `add_eos_token` (booleans)
-and, if the checkpoint has one, `chat_template` (a string). generation_config.json always has `eos_token_id`: a list of
-all tokens that end an answer.
+and, if the checkpoint has one, `chat_template` (a string, or a list of {"name", "template"} with a "default").
+generation_config.json always has `eos_token_id`: a list of all tokens that end an answer.
 """
 
 from __future__ import annotations
@@ -23,9 +23,19 @@ from .vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary, byte_level_to
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_ENDS = frozenset(
-    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <end_of_turn> <end_of_utterance> <EOT> </s>"
-    " <｜end▁of▁sentence｜>".split()
+_ENDS = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<|end_of_turn|>",
+    "<end_of_utterance>",
+    "<EOT>",
+    "</s>",
+    "<｜end▁of▁sentence｜>",
 )
 """Special tokens that end an answer under whatever id (llama.cpp's list of end-of-generation tokens)."""
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -108,7 +118,9 @@ def _from_gguf(checkpoint: Checkpoint) -> tuple[Tokenizer, dict[str, Any], list[
     config = _config(vocabulary)
     template = values.get("tokenizer.chat_template")
     if isinstance(template, str):
-        config["chat_template"] = template
+        prefix = "tokenizer.chat_template."
+        named = [{"name": k.removeprefix(prefix), "template": v} for k, v in values.items() if k.startswith(prefix)]
+        config["chat_template"] = [{"name": "default", "template": template}, *named] if named else template
     ends = [int(values[key + name]) for name in ("eot_token_id", "eom_token_id") if key + name in values]
     return tokenizer, config, ends
 
@@ -132,11 +144,10 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
         raise CheckpointError(f"{folder}: neither tokenizer.json nor tokenizer.model; download the whole folder")
     for role in _ROLES:
         config[role] = _text(config.get(role))
-    template = folder / "chat_template.jinja"
-    found = template.read_text("utf-8") if template.exists() else _default_template(config.get("chat_template"))
+    template = _template_files(folder) or config.get("chat_template")
     config.pop("chat_template", None)
-    if found is not None:
-        config["chat_template"] = found
+    if template:
+        config["chat_template"] = template
     for flag in ("add_bos_token", "add_eos_token"):
         if not isinstance(config.get(flag), bool):
             config.pop(flag, None)
@@ -162,9 +173,9 @@ def _extend(vocabulary: Vocabulary, folder: Path, config: Mapping[str, Any]) -> 
     vocabulary.types, vocabulary.scores = types, scores
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
     for role in ("bos", "eos", "unk", "pad"):
-        text = _text(config.get(role + "_token"))
-        if text in ids:
-            setattr(vocabulary, role, ids[text])
+        named = _text(config.get(role + "_token"))
+        if named in ids:
+            setattr(vocabulary, role, ids[named])
     vocabulary.add_bos = bool(config.get("add_bos_token", True))
     vocabulary.add_eos = bool(config.get("add_eos_token", False))
     vocabulary.space_prefix = bool(config.get("add_prefix_space", vocabulary.space_prefix))
@@ -182,12 +193,17 @@ def _config(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _default_template(value: Any) -> str | None:
-    """tokenizer_config.json holds one template, or a list of named ones."""
-    if isinstance(value, list):
-        named = {str(t.get("name")): t.get("template") for t in value if isinstance(t, dict)}
-        value = named.get("default", next(iter(named.values()), None))
-    return value if isinstance(value, str) else None
+def _template_files(folder: Path) -> str | list[dict[str, str]] | None:
+    """chat_template.jinja, and additional_chat_templates/NAME.jinja as tokenizer_config.json would list them."""
+    main = folder / "chat_template.jinja"
+    if not main.exists():
+        return None
+    default = main.read_text("utf-8")
+    others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    if not others:
+        return default
+    named = [{"name": path.stem, "template": path.read_text("utf-8")} for path in others]
+    return [{"name": "default", "template": default}, *named]
 
 
 def _text(token: Any) -> str | None:

@@ -109,7 +109,7 @@ def _reserve(file: int, size: int) -> None:
         os.ftruncate(file, size)
 
 
-def _packed(checkpoint: Checkpoint, matrix: Matrix, kind: str) -> Iterator[tuple[int, dict[str, npt.NDArray[np.generic]]]]:
+def _packed(checkpoint: Checkpoint, matrix: Matrix, kind: str) -> Iterator[tuple[int, dict[str, layout.Array]]]:
     """(first row, tensors) for one run of rows after another."""
     step = max(1, _CHUNK // (matrix.columns * layout.ROWS)) * layout.ROWS
     for start in range(0, matrix.rows, step):
@@ -127,8 +127,8 @@ def _packed(checkpoint: Checkpoint, matrix: Matrix, kind: str) -> Iterator[tuple
         yield start, layout.pack(kind, rows.codes, rows.d, rows.m)
 
 
-def _write_at(file: int, offset: int, array: npt.NDArray[np.generic]) -> None:
-    view = memoryview(np.ascontiguousarray(array)).cast("B")
+def _write_at(file: int, offset: int, array: layout.Array) -> None:
+    view = np.ascontiguousarray(array).data.cast("B")
     done = 0
     while done < len(view):
         done += os.pwrite(file, view[done:], offset + done)

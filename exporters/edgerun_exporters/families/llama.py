@@ -243,7 +243,9 @@ def _check(sizes: _Sizes, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: {sizes.n_heads} attention heads are no multiple of {sizes.n_kv_heads} key-value heads"
         )
     if sizes.head_dim % 2:
-        raise CheckpointError(f"{checkpoint.path}: head_dim is {sizes.head_dim}, but rotary embeddings need an even one")
+        raise CheckpointError(
+            f"{checkpoint.path}: head_dim {sizes.head_dim} is odd: rotary embeddings need an even one"
+        )
 
 
 def _integer(values: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:

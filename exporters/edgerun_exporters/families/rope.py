@@ -23,7 +23,8 @@ _PLAIN = (None, "default", "none")
 def plain(theta: float, head_dim: int) -> Frequencies:
     """1 / theta ** (2i / head_dim)."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    return (np.float32(1) / np.power(np.float32(theta), exponents)).astype(np.float32)
+    powers: Frequencies = np.power(np.float32(theta), exponents)
+    return np.reciprocal(powers)
 
 
 def from_huggingface(config: Mapping[str, Any], head_dim: int, where: str) -> tuple[float, Frequencies]:

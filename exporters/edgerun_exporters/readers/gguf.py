@@ -15,7 +15,7 @@ from gguf.quants import dequantize
 
 from edgerun.errors import CheckpointError
 
-from ..checkpoint import GROUP, Checkpoint, QuantisedBlocks, Rows, TensorInfo, read_at
+from ..checkpoint import GROUP, Checkpoint, QuantisedBlocks, Rows, TensorInfo, digest, read_at
 from .gguf_header import read_header
 
 _SHARDED = "split.count"
@@ -92,14 +92,6 @@ class GgufCheckpoint(Checkpoint):
     def sha256(self) -> str:
         with self.path.open("rb") as file:
             return digest(hashlib.sha256(), file.fileno()).hexdigest()
-
-
-def digest(state: hashlib._Hash, file: int) -> hashlib._Hash:
-    """Feeds a whole open file to a hash."""
-    buffer = bytearray(1 << 22)
-    while got := os.readv(file, [buffer]):
-        state.update(memoryview(buffer)[:got])
-    return state
 
 
 def _halves(blocks: npt.NDArray[np.uint8], at: int) -> npt.NDArray[np.float16]:

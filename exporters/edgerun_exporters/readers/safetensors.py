@@ -19,7 +19,7 @@ import numpy as np
 
 from edgerun.errors import CheckpointError
 
-from ..checkpoint import Checkpoint, Rows, TensorInfo, read_at
+from ..checkpoint import Checkpoint, Rows, TensorInfo, digest, read_at
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
@@ -106,17 +106,13 @@ class SafetensorsCheckpoint(Checkpoint):
             raise CheckpointError(f"{path}: truncated or not a safetensors file; download it again")
         try:
             directory = json.loads(os.pread(file, head, 8))
-            entries = [
-                (str(name), str(e["dtype"]), tuple(int(n) for n in e["shape"]), *map(int, e["data_offsets"]))
-                for name, e in directory.items()
-                if name != "__metadata__"
-            ]
+            entries = [_entry(name, entry) for name, entry in directory.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError):
             raise CheckpointError(f"{path}: its header is damaged; download it again") from None
         for name, dtype, shape, begin, end in entries:
             width = _BYTES.get(dtype) or _OTHER_BYTES.get(dtype)
             if width is None:
-                raise CheckpointError(f"{path}: tensor {name} has the unknown dtype {dtype}; use a f32, f16 or bf16 one")
+                raise CheckpointError(f"{path}: tensor {name} has the unknown dtype {dtype}; use f32, f16 or bf16")
             if not 0 <= begin <= end or end - begin != math.prod(shape) * width:
                 raise CheckpointError(f"{path}: tensor {name}: its size and its shape disagree; download it again")
             if 8 + head + end > size:
@@ -140,13 +136,17 @@ class SafetensorsCheckpoint(Checkpoint):
         return raw.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[info.format]).astype(np.float32, copy=False)
 
     def sha256(self) -> str:
-        from .gguf import digest
-
         state = hashlib.sha256()
         for path in sorted(self._files):
             with path.open("rb") as file:
                 digest(state, file.fileno())
         return state.hexdigest()
+
+
+def _entry(name: str, entry: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+    """name, dtype, shape, first byte and end of one tensor, as the directory has them."""
+    begin, end = entry["data_offsets"]
+    return name, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), int(begin), int(end)
 
 
 def _close(files: list[int]) -> None:
