@@ -1,0 +1,284 @@
+"""The operators of domain `edgerun`: what a package's graph may use, and what each means in standard ONNX.
+
+Each operator is in the file as a model-local function over ONNX opset 23, so that any ONNX runtime can run a package;
+edgerun itself runs its own kernels and uses only the signatures below. The function bodies are part of format
+version 1: a package is refused if its bodies differ (`fingerprint`), so a change of meaning needs a new version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto
+
+DOMAIN = "edgerun"
+DOMAIN_VERSION = 1
+OPSET = 23
+IR_VERSION = 11
+
+
+class OperatorSpec(NamedTuple):
+    """The signature of one operator.
+
+    inputs, outputs: formal names in order; all are required.  attributes: name -> "int" or "float"; all are required.
+    weights: the weight format (see edgerun.package.layout) whose tensors are the last inputs, or None.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, str]
+    weights: str | None = None
+
+
+_MATRIX = {"N": "int", "K": "int"}
+_WEIGHTS = {"Q4": ("q4", ("q", "d")), "Q4M": ("q4m", ("q", "d", "m")), "Q8": ("q8", ("q", "d")), "F32": ("f32", ("w",))}
+
+OPERATORS: dict[str, OperatorSpec] = {
+    spec.name: spec
+    for spec in (
+        *(OperatorSpec(f"Embed{s}", ("input_ids", *p), ("x",), _MATRIX, f) for s, (f, p) in _WEIGHTS.items()),
+        *(OperatorSpec(f"Linear{s}", ("x", *p), ("y",), _MATRIX, f) for s, (f, p) in _WEIGHTS.items()),
+        OperatorSpec("RotaryCosSin", ("position_ids", "inv_freq"), ("cos", "sin"), {}),
+        OperatorSpec("CausalMask", ("position_ids", "past_key"), ("mask",), {}),
+        OperatorSpec(
+            "Attention",
+            ("q", "k", "v", "cos", "sin", "mask", "past_key", "past_value"),
+            ("y", "present_key", "present_value"),
+            {"n_heads": "int", "n_kv_heads": "int", "head_dim": "int", "scale": "float"},
+        ),
+        OperatorSpec("SwiGLU", ("gate", "up"), ("y",), {}),
+    )
+}
+
+_EMBED = {fmt: f"Embed{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()}
+_LINEAR = {fmt: f"Linear{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()}
+
+
+def embed_operator(fmt: str) -> str:
+    """The operator that embeds with weights of format `fmt` ("q4" -> "EmbedQ4")."""
+    return _EMBED[fmt]
+
+
+def linear_operator(fmt: str) -> str:
+    """The operator that multiplies by weights of format `fmt` ("q4m" -> "LinearQ4M")."""
+    return _LINEAR[fmt]
+
+
+def functions(names: Iterable[str] | None = None) -> list[FunctionProto]:
+    """The model-local functions of the named operators (default: all), in the order of OPERATORS."""
+    from onnx import parser
+
+    wanted = set(OPERATORS if names is None else names)
+    if unknown := wanted - OPERATORS.keys():
+        raise ValueError(f"unknown operators: {', '.join(sorted(unknown))}")
+    return [parser.parse_function(source(name)) for name in OPERATORS if name in wanted]
+
+
+def source(name: str) -> str:
+    """The function of one operator in ONNX's textual syntax."""
+    spec = OPERATORS[name]
+    attributes = f" <{', '.join(spec.attributes)}>" if spec.attributes else ""
+    signature = f"{name}{attributes} ({', '.join(spec.inputs)}) => ({', '.join(spec.outputs)})"
+    return f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n{signature} {{{_body(name)}}}'
+
+
+def fingerprint(function: FunctionProto) -> str:
+    """A digest of what a function computes: equal however an ONNX library orders or annotates it in the file."""
+    lines = [
+        f"{function.domain}::{function.name}({','.join(function.input)})->({','.join(function.output)})",
+        f"attributes {sorted(function.attribute)} defaults {len(function.attribute_proto)}",
+        f"opsets {sorted((o.domain, o.version) for o in function.opset_import)}",
+    ]
+    for node in function.node:
+        lines.append(f"{node.domain}::{node.op_type}({','.join(node.input)})->({','.join(node.output)})")
+        for a in sorted(node.attribute, key=lambda a: a.name):
+            # a body holds no tensors and no graphs; a count of them tells if one was put in
+            foreign = len(a.tensors) + len(a.graphs) + sum(map(a.HasField, ("t", "g", "sparse_tensor", "tp")))
+            plain = (a.i, a.f, bytes(a.s), list(a.ints), list(a.floats), list(a.strings), foreign)
+            lines.append(f"  {a.name} type {a.type} reference {a.ref_attr_name!r} {plain}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _body(name: str) -> str:
+    for suffix, (fmt, _) in _WEIGHTS.items():
+        if name == f"Linear{suffix}":
+            return _LINEAR_F32 if fmt == "f32" else _linear(fmt)
+        if name == f"Embed{suffix}":
+            return _EMBED_F32 if fmt == "f32" else _embed(fmt)
+    return _BODIES[name]
+
+
+def _nibbles(packed: str, axis: int) -> str:
+    """`packed` bytes [..., 4] -> `halves` [..., 2, 4] with the new axis at `axis`: low nibbles, then high nibbles."""
+    return f"""
+    fifteen_i = Constant <value_ints = [15]> ()
+    fifteen = Cast <to = 2> (fifteen_i)
+    four_i = Constant <value_ints = [4]> ()
+    four = Cast <to = 2> (four_i)
+    low = BitwiseAnd({packed}, fifteen)
+    high = BitShift <direction = "RIGHT"> ({packed}, four)
+    half_axis = Constant <value_ints = [{axis}]> ()
+    low_half = Unsqueeze(low, half_axis)
+    high_half = Unsqueeze(high, half_axis)
+    halves = Concat <axis = {axis}> (low_half, high_half)"""
+
+
+def _scaled(fmt: str) -> str:
+    """`grouped` integers -> `dense` float32, by `scale` (and `minimum`) that broadcast over a group."""
+    lines = "\n    numbers = Cast <to = 1> (grouped)"
+    if fmt == "q4":
+        lines += "\n    eight = Constant <value_float = 8.0> ()\n    centred = Sub(numbers, eight)"
+    product = f"Mul({'centred' if fmt == 'q4' else 'numbers'}, scale)"
+    if fmt != "q4m":
+        return f"{lines}\n    dense = {product}"
+    return f"{lines}\n    scaled = {product}\n    dense = Add(scaled, minimum)"
+
+
+def _linear(fmt: str) -> str:
+    """Everything but the MatMul depends on weights only: a runtime folds it into one [K, N] constant."""
+    if fmt == "q8":
+        columns = "columns = Transpose <perm = [1, 2, 4, 0, 3]> (q)"  # [G, 8, 4, Nb, 16]
+    else:
+        columns = (
+            _nibbles("q", 3) + "\n    columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (halves)"
+        )  # [G, 4, 2, 4, Nb, 16]
+    minimum = _group_scale("m", "minimum") if fmt == "q4m" else ""
+    return f"""
+    {columns}
+    group_shape = Constant <value_ints = [0, 32, -1]> ()
+    grouped = Reshape(columns, group_shape)
+    scale_shape = Constant <value_ints = [0, 1, -1]> (){_group_scale("d", "scale")}{minimum}{_scaled(fmt)}
+    padded = Flatten <axis = 2> (dense)
+    n = Constant <value_int: int = @N> ()
+    k = Constant <value_int: int = @K> ()
+    origin = Constant <value_ints = [0, 0]> ()
+    first = Constant <value_ints = [0]> ()
+    n1 = Unsqueeze(n, first)
+    k1 = Unsqueeze(k, first)
+    size = Concat <axis = 0> (k1, n1)
+    weight = Slice(padded, origin, size)
+    y = MatMul(x, weight)
+"""
+
+
+def _group_scale(stored: str, name: str) -> str:
+    """[Nb, G, 16] float16 -> [G, 1, Nb*16] float32."""
+    return f"""
+    {name}_t = Transpose <perm = [1, 0, 2]> ({stored})
+    {name}_r = Reshape({name}_t, scale_shape)
+    {name} = Cast <to = 1> ({name}_r)"""
+
+
+def _embed(fmt: str) -> str:
+    """Rows are gathered while still quantised, so that no runtime keeps a dense table beside the output head's."""
+    if fmt == "q8":
+        table, unpacked = "table_r = Transpose <perm = [0, 3, 1, 2, 4]> (q)", "halves = Identity(taken)"
+    else:
+        # [batch, sequence, G, 4, 4] bytes -> [..., G, 4, 2, 4]
+        table = "table_r = Transpose <perm = [0, 3, 1, 2, 4]> (q)"
+        unpacked = """chunk_shape = Constant <value_ints = [0, 0, -1, 4, 4]> ()
+    chunks = Reshape(taken, chunk_shape)""" + _nibbles("chunks", 4)
+    minimum = _row_scale("m", "minimum") if fmt == "q4m" else ""
+    return f"""
+    {table}
+    table_p = Flatten <axis = 2> (table_r)
+    n = Constant <value_int: int = @N> ()
+    k = Constant <value_int: int = @K> ()
+    first = Constant <value_ints = [0]> ()
+    last = Constant <value_ints = [2]> ()
+    n1 = Unsqueeze(n, first)
+    k1 = Unsqueeze(k, first)
+    table = Slice(table_p, first, n1, first)
+    taken = Gather <axis = 0> (table, input_ids)
+    {unpacked}
+    group_shape = Constant <value_ints = [0, 0, -1, 32]> ()
+    grouped = Reshape(halves, group_shape)
+    group_axis = Constant <value_ints = [3]> (){_row_scale("d", "scale")}{minimum}{_scaled(fmt)}
+    row_shape = Constant <value_ints = [0, 0, -1]> ()
+    padded = Reshape(dense, row_shape)
+    x = Slice(padded, first, k1, last)
+"""
+
+
+def _row_scale(stored: str, name: str) -> str:
+    """[Nb, G, 16] float16 -> [batch, sequence, G, 1] float32, the rows of input_ids."""
+    return f"""
+    {name}_t = Transpose <perm = [0, 2, 1]> ({stored})
+    {name}_p = Flatten <axis = 2> ({name}_t)
+    {name}_g = Gather <axis = 0> ({name}_p, input_ids)
+    {name}_f = Cast <to = 1> ({name}_g)
+    {name} = Unsqueeze({name}_f, group_axis)"""
+
+
+_LINEAR_F32 = """
+    columns = Transpose <perm = [1, 0, 2]> (w)
+    padded = Flatten <axis = 1> (columns)
+    n = Constant <value_int: int = @N> ()
+    k = Constant <value_int: int = @K> ()
+    origin = Constant <value_ints = [0, 0]> ()
+    first = Constant <value_ints = [0]> ()
+    n1 = Unsqueeze(n, first)
+    k1 = Unsqueeze(k, first)
+    size = Concat <axis = 0> (k1, n1)
+    weight = Slice(padded, origin, size)
+    y = MatMul(x, weight)
+"""
+
+_EMBED_F32 = """
+    rows = Transpose <perm = [0, 2, 1]> (w)
+    padded = Flatten <axis = 2> (rows)
+    n = Constant <value_int: int = @N> ()
+    k = Constant <value_int: int = @K> ()
+    origin = Constant <value_ints = [0, 0]> ()
+    first = Constant <value_ints = [0]> ()
+    n1 = Unsqueeze(n, first)
+    k1 = Unsqueeze(k, first)
+    size = Concat <axis = 0> (n1, k1)
+    table = Slice(padded, origin, size)
+    x = Gather <axis = 0> (table, input_ids)
+"""
+
+_BODIES = {
+    # float32 angles, as transformers computes them
+    "RotaryCosSin": """
+    axis = Constant <value_ints = [2]> ()
+    positions = Cast <to = 1> (position_ids)
+    column = Unsqueeze(positions, axis)
+    angles = Mul(column, inv_freq)
+    cos = Cos(angles)
+    sin = Sin(angles)
+""",
+    # [batch, 1, sequence, past + sequence]; -1e30 rather than -inf: exp of it is exactly 0 and it never makes a NaN
+    "CausalMask": """
+    past_length = Shape <start = 2, end = 3> (past_key)
+    length = Shape <start = 1, end = 2> (position_ids)
+    total_1 = Add(past_length, length)
+    first = Constant <value_ints = [0]> ()
+    total = Squeeze(total_1, first)
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    columns = Range(zero, total, one)
+    axes = Constant <value_ints = [1, 3]> ()
+    rows = Unsqueeze(position_ids, axes)
+    visible = LessOrEqual(columns, rows)
+    shown = Constant <value_float = 0.0> ()
+    hidden = Constant <value_float = -1e30> ()
+    mask = Where(visible, shown, hidden)
+""",
+    "Attention": """
+    rotated_q = RotaryEmbedding <interleaved = 0, num_heads: int = @n_heads> (q, cos, sin)
+    rotated_k = RotaryEmbedding <interleaved = 0, num_heads: int = @n_kv_heads> (k, cos, sin)
+    y, present_key, present_value = Attention
+        <q_num_heads: int = @n_heads, kv_num_heads: int = @n_kv_heads, scale: float = @scale>
+        (rotated_q, rotated_k, v, mask, past_key, past_value)
+""",
+    "SwiGLU": """
+    sigmoid = Sigmoid(gate)
+    silu = Mul(gate, sigmoid)
+    y = Mul(silu, up)
+""",
+}

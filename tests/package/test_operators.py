@@ -1,0 +1,207 @@
+"""Each operator of domain `edgerun`, run by plain onnxruntime, against a plain numpy statement of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from edgerun.package import layout, operators
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Array = NDArray[Any]
+ODD_SHAPES = [(16, 32), (5, 7), (33, 70), (48, 96), (1, 1), (31, 64)]
+
+_RANK = {"mask": 4, "present_key": 4, "present_value": 4}
+
+
+def run(
+    name: str, inputs: dict[str, Array], constants: dict[str, Array] | None = None, **attributes: float
+) -> list[Array]:
+    """Run one operator in a model of its own; inputs are given when it runs, constants are initializers."""
+    spec = operators.OPERATORS[name]
+    assert set(attributes) == set(spec.attributes)
+    node = helper.make_node(name, spec.inputs, spec.outputs, domain=operators.DOMAIN, **attributes)
+    graph = helper.make_graph(
+        [node],
+        name,
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
+         for n, a in inputs.items()],
+        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None] * _RANK.get(n, 3)) for n in spec.outputs],
+        [numpy_helper.from_array(a, n) for n, a in (constants or {}).items()],
+    )  # fmt: skip
+    model = helper.make_model(
+        graph,
+        functions=operators.functions([name]),
+        ir_version=operators.IR_VERSION,
+        opset_imports=[
+            helper.make_opsetid("", operators.OPSET),
+            helper.make_opsetid(operators.DOMAIN, operators.DOMAIN_VERSION),
+        ],
+    )
+    onnx.checker.check_model(model, full_check=True)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    outputs: list[Array] = ort.InferenceSession(model.SerializeToString(), options).run(list(spec.outputs), inputs)
+    return outputs
+
+
+def stored_matrix(fmt: str, n: int, k: int, rng: np.random.Generator) -> tuple[dict[str, Array], Array]:
+    """Random tensors of one format and the float32 matrix that they hold."""
+    if fmt == "f32":
+        dense = rng.standard_normal((n, k)).astype(np.float32)
+        return layout.pack("f32", dense), dense
+    low, high, dtype = (-128, 128, np.int8) if fmt == "q8" else (0, 16, np.uint8)
+    values = rng.integers(low, high, (n, k)).astype(dtype)
+    d, m = (rng.standard_normal((2, n, -(-k // 32))) * 0.1).astype(np.float16)
+    wide = np.repeat(d.astype(np.float32), 32, axis=1)[:, :k]
+    numbers = values.astype(np.float32) - (8 if fmt == "q4" else 0)
+    if fmt != "q4m":
+        return layout.pack(fmt, values, d), numbers * wide
+    minima = np.repeat(m.astype(np.float32), 32, axis=1)[:, :k]
+    return layout.pack(fmt, values, d, m), numbers * wide + minima
+
+
+@pytest.mark.parametrize("fmt", layout.FORMATS)
+@pytest.mark.parametrize(("n", "k"), ODD_SHAPES)
+def test_linear(fmt: str, n: int, k: int) -> None:
+    rng = np.random.default_rng(n * k)
+    tensors, dense = stored_matrix(fmt, n, k, rng)
+    np.testing.assert_array_equal(layout.dequantise(fmt, tensors, n, k), dense)
+    x = rng.standard_normal((2, 3, k)).astype(np.float32)
+    (y,) = run(operators.linear_operator(fmt), {"x": x}, tensors, N=n, K=k)
+    assert y.shape == (2, 3, n)
+    wanted = x.astype(np.float64) @ dense.T.astype(np.float64)
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * max(1.0, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("fmt", layout.FORMATS)
+@pytest.mark.parametrize(("n", "k"), ODD_SHAPES)
+def test_embed(fmt: str, n: int, k: int) -> None:
+    rng = np.random.default_rng(n + k)
+    tensors, dense = stored_matrix(fmt, n, k, rng)
+    ids = rng.integers(0, n, (2, 9))
+    ids[0, :2] = 0, n - 1
+    (x,) = run(operators.embed_operator(fmt), {"input_ids": ids}, tensors, N=n, K=k)
+    np.testing.assert_array_equal(x, dense[ids])
+
+
+@pytest.mark.parametrize("fmt", layout.FORMATS)
+def test_embed_refuses_an_id_beyond_the_vocabulary(fmt: str) -> None:
+    tensors, _ = stored_matrix(fmt, 17, 32, np.random.default_rng(0))
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        run(operators.embed_operator(fmt), {"input_ids": np.array([[17]])}, tensors, N=17, K=32)
+
+
+def test_rotary_cos_sin() -> None:
+    inv_freq = (10000.0 ** -(np.arange(0, 64, 2) / 64)).astype(np.float32)
+    positions = np.array([[0, 1, 2, 3], [4090, 4091, 131000, 131001]])
+    cos, sin = run("RotaryCosSin", {"position_ids": positions}, {"inv_freq": inv_freq})
+    angles = (positions.astype(np.float32)[..., None] * inv_freq).astype(np.float64)
+    # float32 sine of an exact float32 angle, however large
+    np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("past", "length"), [(0, 1), (0, 5), (3, 4), (7, 1)])
+def test_causal_mask(past: int, length: int) -> None:
+    positions = np.stack([past + np.arange(length), np.arange(length)])
+    past_key = np.zeros((2, 3, past, 4), np.float32)
+    (mask,) = run("CausalMask", {"position_ids": positions, "past_key": past_key})
+    visible = np.arange(past + length)[None, None, None, :] <= positions[:, None, :, None]
+    np.testing.assert_array_equal(mask, np.where(visible, 0, -1e30).astype(np.float32))
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate-half RoPE of [batch, heads, sequence, head_dim]."""
+    first, second = np.split(x, 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 8), (9, 3, 64), (6, 1, 10), (4, 4, 6), (8, 2, 2)])
+@pytest.mark.parametrize(("batch", "past", "length"), [(1, 0, 1), (1, 0, 5), (2, 4, 3), (1, 7, 1), (1, 300, 1)])
+def test_attention(heads: int, kv_heads: int, head_dim: int, batch: int, past: int, length: int) -> None:
+    rng = np.random.default_rng(heads + past)
+
+    def random(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    positions = past + np.arange(length)
+    angles = random(batch, length, head_dim // 2) * 5
+    visible = np.arange(past + length)[None, :] <= positions[:, None]
+    mask = np.broadcast_to(np.where(visible, 0, -1e30).astype(np.float32), (batch, 1, length, past + length))
+    inputs = {
+        "q": random(batch, length, heads * head_dim),
+        "k": random(batch, length, kv_heads * head_dim),
+        "v": random(batch, length, kv_heads * head_dim),
+        "cos": np.cos(angles),
+        "sin": np.sin(angles),
+        "mask": mask,
+        "past_key": random(batch, kv_heads, past, head_dim),
+        "past_value": random(batch, kv_heads, past, head_dim),
+    }
+    scale = 0.37
+    y, present_key, present_value = run(
+        "Attention", inputs, n_heads=heads, n_kv_heads=kv_heads, head_dim=head_dim, scale=scale
+    )
+    exact = {name: a.astype(np.float64) for name, a in inputs.items()}
+    q, k, v = (exact[s].reshape(batch, length, -1, head_dim).transpose(0, 2, 1, 3) for s in "qkv")
+    keys = np.concatenate([exact["past_key"], rotate(k, exact["cos"], exact["sin"])], axis=2)
+    values = np.concatenate([exact["past_value"], v], axis=2)
+    group = heads // kv_heads
+    scores = rotate(q, exact["cos"], exact["sin"]) @ np.repeat(keys, group, 1).swapaxes(2, 3) * scale + exact["mask"]
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    wanted = (weights @ np.repeat(values, group, 1)).transpose(0, 2, 1, 3).reshape(batch, length, -1)
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(present_key, keys, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(present_value, values.astype(np.float32))
+
+
+def test_swiglu() -> None:
+    gate = np.array([[[-200.0, -1, 0, 1, 200, 3.5]]], np.float32)
+    up = np.array([[[1.0, 2, 3, -4, 5, 0]]], np.float32)
+    (y,) = run("SwiGLU", {"gate": gate, "up": up})
+    exact = gate.astype(np.float64)
+    np.testing.assert_allclose(y, exact / (1 + np.exp(-exact)) * up, rtol=1e-6, atol=1e-30)
+
+
+def test_functions_follow_the_signatures() -> None:
+    functions = operators.functions()
+    assert [f.name for f in functions] == list(operators.OPERATORS)
+    for function in functions:
+        spec = operators.OPERATORS[function.name]
+        assert tuple(function.input) == spec.inputs
+        assert tuple(function.output) == spec.outputs
+        assert list(function.attribute) == list(spec.attributes)
+        assert {node.domain for node in function.node} == {""}
+    assert [f.name for f in operators.functions(["SwiGLU", "EmbedQ8"])] == ["EmbedQ8", "SwiGLU"]
+    with pytest.raises(ValueError, match="unknown operators: LinearQ3"):
+        operators.functions(["LinearQ3"])
+
+
+def test_fingerprint_sees_meaning_and_not_dress() -> None:
+    (function,) = operators.functions(["Attention"])
+    printed = operators.fingerprint(function)
+    dressed = onnx.FunctionProto.FromString(function.SerializeToString())
+    dressed.doc_string = "an annotation"
+    dressed.node[0].name = "rotate"
+    attributes = list(dressed.node[2].attribute)
+    del dressed.node[2].attribute[:]
+    dressed.node[2].attribute.extend(reversed(attributes))
+    assert operators.fingerprint(dressed) == printed
+    for change in (
+        lambda f: f.node[0].input.__setitem__(0, "k"),
+        lambda f: f.node[0].attribute.pop(),
+        lambda f: setattr(f.node[0].attribute[0], "i", 1),
+        lambda f: setattr(f.opset_import[0], "version", 24),
+        lambda f: f.attribute.append("extra"),
+        lambda f: f.node.pop(),
+    ):
+        changed = onnx.FunctionProto.FromString(function.SerializeToString())
+        change(changed)
+        assert operators.fingerprint(changed) != printed
