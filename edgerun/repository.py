@@ -193,10 +193,12 @@ def _bar(progress: Progress, what: str) -> type[Any]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The library's own warnings would be printed between the lines of whoever runs us; what matters is raised."""
+    from logging import ERROR
+
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:
