@@ -1,0 +1,138 @@
+"""`edgerun bench`: how fast a model runs on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgerun.cli.command import Function, json_option, option
+from edgerun.cli.command import command as command_
+from edgerun.cli.options import RuntimeOptions, cache_option, compute_option, model_argument
+from edgerun.cli.progress import ProgressBar, resolve
+from edgerun.cli.terminal import human_bytes
+
+if TYPE_CHECKING:
+    from edgerun.benchmark import Result
+
+
+def _numbers(low: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """A callback that reads integers of at least `low`, separated by commas: 0,2048."""
+
+    def read(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+        if text is None:
+            return None
+        try:
+            numbers = tuple(int(part) for part in text.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is no list of integers like 1,2", ctx, parameter) from None
+        if min(numbers) < low:
+            raise click.BadParameter(f"{min(numbers)} is less than {low}", ctx, parameter)
+        return numbers
+
+    return read
+
+
+def _count(name: str, default: int, help: str) -> Callable[[Function], Function]:
+    return option(name, type=click.IntRange(1), default=default, show_default=True, metavar="N", help=help)
+
+
+@command_("bench", "Measure the speed of a model here.")
+@model_argument
+@_count("--prompt", 512, "Tokens to prefill.")
+@_count("--gen", 128, "Tokens to decode.")
+@option(
+    "--depth",
+    "depths",
+    callback=_numbers(0),
+    default="0",
+    show_default=True,
+    metavar="N,…",
+    help="Tokens already in the cache; several are measured one after the other.",
+)
+@option(
+    "--threads", callback=_numbers(1), metavar="N,…", help="Threads to compute with; likewise.  [default: one a core]"
+)
+@_count("--repeat", 3, "Measure so often, and report medians.")
+@json_option
+@option(
+    "--ctx",
+    "context",
+    type=click.IntRange(1),
+    metavar="N",
+    heading="Machine",
+    help="Tokens to have room for.  [default: as many as are measured]",
+)
+@compute_option
+@cache_option
+def command(
+    model: str,
+    prompt: int,
+    gen: int,
+    depths: tuple[int, ...],
+    threads: tuple[int, ...] | None,
+    repeat: int,
+    as_json: bool,
+    context: int | None,
+    compute: Any,
+    cache: Any,
+) -> None:
+    """Measure prefill and decode of MODEL with random tokens, as llama-bench does, and how fast memory can be read."""
+    from edgerun.benchmark import Plan, benchmark
+    from edgerun.model import default_threads
+
+    plan = Plan(prompt, gen, depths, repeat)
+    folder = str(resolve(model))
+    room = context or plan.context
+
+    def load(count: int) -> Any:
+        return RuntimeOptions(count, room, compute, cache).load(folder)
+
+    with ProgressBar() as progress:
+        results = benchmark(load, threads or (default_threads(),), plan, progress)
+    fastest = max(result.memory_read_gb_per_s for result in results)
+    if as_json:
+        report = {
+            "model": model,
+            "prompt": prompt,
+            "gen": gen,
+            "repeat": repeat,
+            "compute": compute,
+            "cache_type": cache,
+            "memory_read_gb_per_s": fastest,
+            "results": [asdict(result) for result in results],
+        }
+        click.echo(json.dumps(report))
+    else:
+        _print(model, plan.prompt, plan.gen, results)
+
+
+def _print(model: str, prompt: int, gen: int, results: list[Result]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{model}: prefill {prompt}, decode {gen}", title_justify="left")
+    for heading in (
+        "threads",
+        "depth",
+        "prefill\ntokens/s",
+        "decode\ntokens/s",
+        "first token\ns",
+        "peak RSS",
+        "memory read\nGB/s",
+    ):
+        table.add_column(heading, justify="right")
+    for result in results:
+        table.add_row(
+            str(result.threads),
+            str(result.depth),
+            f"{result.prefill_tokens_per_s:.1f}",
+            f"{result.decode_tokens_per_s:.1f}",
+            f"{result.first_token_s:.3f}",
+            human_bytes(result.peak_rss_bytes),
+            f"{result.memory_read_gb_per_s:.1f}",
+        )
+    Console().print(table)

@@ -1,0 +1,179 @@
+"""The options of every command that runs a model: the machine's side and the sampler's side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from edgerun.cli.command import Function, option
+from edgerun.text.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+DEFAULTS = SamplingOptions()
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a model runs: what `edgerun.load` takes beside the model."""
+
+    threads: int | None
+    context: int | None
+    compute: Literal["int8", "float32"]
+    cache: Literal["f16", "f32"]
+
+    def load(self, model: str) -> Model:
+        """Finds the model (fetching and exporting it under a progress bar, if it must be) and loads it."""
+        import edgerun
+        from edgerun.cli.progress import resolve
+
+        folder = resolve(model)
+        return edgerun.load(folder, threads=self.threads, context=self.context, compute=self.compute, cache=self.cache)
+
+
+def _machine(*declarations: str, **settings: Any) -> Callable[[Function], Function]:
+    return option(*declarations, heading="Machine", **settings)
+
+
+def _sampling(*declarations: str, **settings: Any) -> Callable[[Function], Function]:
+    return option(*declarations, heading="Sampling", **settings)
+
+
+model_argument = click.argument("model")
+quant_option = option(
+    "--quant",
+    type=click.Choice(["auto", "q4", "q8", "f32"]),
+    default="auto",
+    show_default=True,
+    help="Number format of the weights; auto keeps what a GGUF file has, where it can.",
+)
+threads_option = _machine(
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads to compute with.  [default: one a core]"
+)
+context_option = _machine(
+    "--ctx",
+    "context",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most tokens to keep in view.  [default: the model's own limit]",
+)
+compute_option = _machine(
+    "--compute",
+    type=click.Choice(["int8", "float32"]),
+    default="int8",
+    show_default=True,
+    help="Arithmetic of the linear layers' inputs; float32 is slower and closer to the checkpoint.",
+)
+cache_option = _machine(
+    "--cache-type",
+    "cache",
+    type=click.Choice(["f16", "f32"]),
+    default="f16",
+    show_default=True,
+    help="Number format of the KV cache.",
+)
+
+
+def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the machine's options; the command gets them as one argument, `runtime`."""
+
+    @wraps(function)
+    def bundle(threads: int | None, context: int | None, compute: Any, cache: Any, **others: Any) -> Any:
+        return function(runtime=RuntimeOptions(threads, context, compute, cache), **others)
+
+    return threads_option(context_option(compute_option(cache_option(bundle))))
+
+
+_SAMPLING_OPTIONS = (
+    _sampling("-n", "max_tokens", type=int, metavar="N", help="Most tokens to generate.  [default: no limit]"),
+    _sampling(
+        "--temperature",
+        type=float,
+        default=DEFAULTS.temperature,
+        show_default=True,
+        metavar="X",
+        help="0 always takes the likeliest token; higher is more varied.",
+    ),
+    _sampling(
+        "--top-k",
+        type=int,
+        default=DEFAULTS.top_k,
+        show_default=True,
+        metavar="N",
+        help="Keep the N likeliest tokens; 0 keeps all.",
+    ),
+    _sampling(
+        "--top-p",
+        type=float,
+        default=DEFAULTS.top_p,
+        show_default=True,
+        metavar="P",
+        help="Keep the likeliest tokens that make up this probability; 1 keeps all.",
+    ),
+    _sampling(
+        "--min-p",
+        type=float,
+        default=DEFAULTS.min_p,
+        show_default=True,
+        metavar="P",
+        help="Keep tokens this likely relative to the likeliest; 0 keeps all.",
+    ),
+    _sampling(
+        "--repeat-penalty",
+        "repetition_penalty",
+        type=float,
+        default=DEFAULTS.repetition_penalty,
+        show_default=True,
+        metavar="X",
+        help="Scale down tokens that were seen; 1 is off.",
+    ),
+    _sampling(
+        "--presence-penalty",
+        type=float,
+        default=DEFAULTS.presence_penalty,
+        show_default=True,
+        metavar="X",
+        help="Take this from the logit of a token that was seen.",
+    ),
+    _sampling(
+        "--frequency-penalty",
+        type=float,
+        default=DEFAULTS.frequency_penalty,
+        show_default=True,
+        metavar="X",
+        help="Take this from it for every time it was seen.",
+    ),
+    _sampling("--seed", type=int, metavar="N", help="The same seed gives the same text.  [default: random]"),
+    _sampling("--stop", multiple=True, metavar="TEXT", help="End the text before TEXT; may be given several times."),
+)
+_SAMPLING_NAMES = (
+    "max_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+)
+
+
+def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the sampler's options; the command gets them as one argument, `sampling`."""
+
+    @wraps(function)
+    def bundle(**values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in _SAMPLING_NAMES}
+        return function(sampling=SamplingOptions(**chosen), **values)
+
+    decorated: Callable[..., Any] = bundle
+    for add in reversed(_SAMPLING_OPTIONS):
+        decorated = add(decorated)
+    return decorated
