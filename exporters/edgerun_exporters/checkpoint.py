@@ -98,6 +98,13 @@ class Checkpoint(ABC):
             )
         return found
 
+    def number(self, key: str, default: float) -> float:
+        """A number from the metadata."""
+        value = self.metadata.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, not a number; download it again")
+        return float(value)
+
     def vector(self, name: str, length: int) -> npt.NDArray[np.float32]:
         """A one-dimensional tensor as float32 [length]."""
         self.info(name, (length,))

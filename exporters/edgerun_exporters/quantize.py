@@ -21,6 +21,7 @@ _STEPS = tuple(15 + shift for shift in (-1.5, -1.0, -0.6, -0.3, 0.0, 0.4))
 """Numbers of steps tried between a group's least and greatest value: fewer clip less, more clip the outliers."""
 _BLOCK = 4096  # groups whose temporaries stay in the cache
 _HALF_MAX = 65504.0
+_LEAST = 1e-30  # narrower groups are one value
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
@@ -82,7 +83,7 @@ def _q4m(groups: Floats) -> tuple[npt.NDArray[np.uint8], Halves, Halves]:
     shifted = groups - low[:, None]
     total = groups.sum(axis=1)
     for steps in _STEPS:
-        inverse = np.divide(np.float32(steps), width, out=np.zeros_like(width), where=width > 0)
+        inverse = np.divide(np.float32(steps), width, out=np.zeros_like(width), where=width > _LEAST)
         codes = np.clip(np.rint(shifted * inverse[:, None]), 0, 15)
         sum_q = codes.sum(axis=1)
         sum_qq = np.einsum("gk,gk->g", codes, codes)

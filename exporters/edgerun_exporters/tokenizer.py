@@ -81,7 +81,7 @@ def _from_gguf(checkpoint: Checkpoint) -> tuple[Tokenizer, dict[str, Any], list[
     key = "tokenizer.ggml."
     model = values.get(key + "model")
     tokens = values.get(key + "tokens")
-    if not tokens or model is None:
+    if not tokens or not isinstance(tokens, list) or model is None:
         raise CheckpointError(f"{where}: {key}tokens is missing: the file has no tokenizer; use a complete GGUF")
     types = values.get(key + "token_type", [NORMAL] * len(tokens))
     if len(types) != len(tokens):

@@ -77,6 +77,18 @@ def byte_level() -> Any:
     return tokenizer
 
 
+_HALVES = {
+    "Q2_K": {80: 0.02, 82: 0.02},
+    "Q3_K": {108: 0.003},
+    "Q4_K": {0: 0.0005, 2: 0.0005},
+    "Q5_K": {0: 0.0003, 2: 0.0003},
+    "Q6_K": {208: 0.0002},
+    "IQ4_NL": {0: 0.003},
+    "IQ4_XS": {0: 0.0003},
+}
+"""Where the float16 scales of a block lie, by format: the only bytes of it that must not be random."""
+
+
 class Package:
     """A package in plain onnxruntime."""
 
@@ -199,7 +211,7 @@ def write_gguf(model: Any, path: Path, formats: dict[str, str] | None = None, **
             continue
         part = gguf_name.split(".")[-2]
         kind = gguf.GGMLQuantizationType[formats.get(part, formats.get("", "F32"))]
-        stored = gguf.quants.quantize(_interleaved(values, heads) if heads else values, kind)
+        stored = _stored(_interleaved(values, heads) if heads else values, kind)
         writer.add_tensor(gguf_name, stored, raw_dtype=kind)
         rounded = gguf.quants.dequantize(stored, kind).reshape(values.shape)
         if heads:
@@ -211,6 +223,20 @@ def write_gguf(model: Any, path: Path, formats: dict[str, str] | None = None, **
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _stored(values: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
+    """Blocks of a GGUF format; random ones of the right size where the gguf package cannot quantise to it."""
+    import gguf
+
+    try:
+        return gguf.quants.quantize(values, kind)
+    except NotImplementedError:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = np.random.default_rng(0).integers(0, 256, (values.size // block, size), dtype=np.uint8)
+        for at, scale in _HALVES[kind.name].items():
+            blocks[:, at : at + 2] = np.array([scale], np.float16).view(np.uint8)
+        return blocks.reshape(len(values), -1)
 
 
 def add_byte_level_vocabulary(writer: Any, tokenizer: Any, pre: str = "smollm") -> None:

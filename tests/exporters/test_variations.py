@@ -108,7 +108,10 @@ def test_gguf_blocks_are_kept(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "becomes"),
-    [("F16", "q8_0"), ("BF16", "q8_0"), ("Q5_0", "q4_1"), ("Q5_1", "q4_1"), ("TQ2_0", "q4_1")],
+    [
+        *((kind, "q8_0") for kind in ("F16", "BF16", "Q6_K")),
+        *((kind, "q4_1") for kind in ("Q5_0", "Q5_1", "TQ2_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS")),
+    ],
 )
 def test_gguf_other_formats_are_requantised(kind: str, becomes: str, tmp_path: Path) -> None:
     model = random_model(hidden_size=256, intermediate_size=256)

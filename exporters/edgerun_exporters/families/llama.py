@@ -23,6 +23,8 @@ ARCHITECTURES: dict[str, frozenset[str]] = {
 }
 
 
+_LARGEST = 1 << 24
+"""No size of a model is larger: its arrays would not fit in memory before its tensors show that it lies."""
 _NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|attn_rot_embd|masked_bias$")
 """Buffers that some checkpoints carry: known from the configuration, or read elsewhere."""
 
@@ -130,7 +132,10 @@ def _refuse_extra(checkpoint: Checkpoint, description: Description, names: _Name
         known |= {stored.format(i=i) + ".bias" for stored in names.matrices.values()}
     for name in checkpoint.tensors:
         if name not in known and not _NOT_WEIGHTS.search(name):
-            raise CheckpointError(f"{checkpoint.path}: tensor {name} is no part of a Llama; use a plain Llama model")
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {name} has no place in a Llama of {len(description.layers)} layers: "
+                "the model is of another kind, or its configuration is; use a plain Llama model"
+            )
 
 
 def _layer(checkpoint: Checkpoint, sizes: _Sizes, names: _Names, i: int, gguf: bool) -> Layer:
@@ -167,7 +172,7 @@ def _layer(checkpoint: Checkpoint, sizes: _Sizes, names: _Names, i: int, gguf: b
 def _gguf_sizes(checkpoint: Checkpoint) -> _Sizes:
     values, where = checkpoint.metadata, str(checkpoint.path)
     prefix = checkpoint.architecture + "."
-    if int(values.get(prefix + "expert_count", 0)):
+    if checkpoint.number(prefix + "expert_count", 0):
         raise CheckpointError(f"{where}: {prefix}expert_count is set: mixtures of experts are not supported")
     hidden = _integer(values, prefix + "embedding_length", where)
     n_heads = _integer(values, prefix + "attention.head_count", where)
@@ -177,10 +182,9 @@ def _gguf_sizes(checkpoint: Checkpoint) -> _Sizes:
     factors = None
     if "rope_freqs.weight" in checkpoint.tensors:
         factors = checkpoint.vector("rope_freqs.weight", head_dim // 2)
-    theta, inv_freq = rope.from_gguf(values, checkpoint.architecture, head_dim, factors, where)
+    theta, inv_freq = rope.from_gguf(checkpoint, head_dim, factors)
     embedding = checkpoint.tensors.get(_GGUF.embedding)
-    tokens = values.get("tokenizer.ggml.tokens")
-    vocab = embedding.shape[0] if embedding else len(tokens or ()) or 1
+    vocab = embedding.shape[0] if embedding and len(embedding.shape) == 2 else 1
     return _Sizes(
         name=str(values.get("general.name") or checkpoint.path.stem),
         n_layers=_integer(values, prefix + "block_count", where),
@@ -193,8 +197,8 @@ def _gguf_sizes(checkpoint: Checkpoint) -> _Sizes:
         context_length=_integer(values, prefix + "context_length", where),
         rope_theta=theta,
         inv_freq=inv_freq,
-        rms_norm_eps=float(values.get(prefix + "attention.layer_norm_rms_epsilon", 1e-5)),
-        attention_scale=float(values.get(prefix + "attention.scale", 0.0)) or 1 / math.sqrt(head_dim),
+        rms_norm_eps=checkpoint.number(prefix + "attention.layer_norm_rms_epsilon", 1e-5),
+        attention_scale=checkpoint.number(prefix + "attention.scale", 0.0) or 1 / math.sqrt(head_dim),
         tied=_GGUF.output not in checkpoint.tensors,
         notes=[],
     )
@@ -230,7 +234,7 @@ def _huggingface_sizes(checkpoint: Checkpoint) -> _Sizes:
         context_length=context,
         rope_theta=theta,
         inv_freq=inv_freq,
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=checkpoint.number("rms_norm_eps", 1e-6),
         attention_scale=1 / math.sqrt(head_dim),
         tied=bool(config.get("tie_word_embeddings", False)),
         notes=notes,
@@ -254,6 +258,6 @@ def _integer(values: Mapping[str, Any], key: str, where: str, default: int | Non
         value = default
     if isinstance(value, (list, np.ndarray)):
         raise CheckpointError(f"{where}: {key} differs from layer to layer, which is not supported")
-    if not isinstance(value, int) or value <= 0:
-        raise CheckpointError(f"{where}: {key} is {value!r}, not a positive integer: not a whole Llama configuration")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
+        raise CheckpointError(f"{where}: {key} is {value!r}, not a sensible size: not a whole Llama configuration")
     return value

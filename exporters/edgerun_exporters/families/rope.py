@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from edgerun.errors import CheckpointError
 
+from ..checkpoint import Checkpoint
+
 Frequencies = npt.NDArray[np.float32]
 _PLAIN = (None, "default", "none")
 
@@ -32,47 +34,50 @@ def from_huggingface(config: Mapping[str, Any], head_dim: int, where: str) -> tu
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(parameters, Mapping) or any(isinstance(value, Mapping) for value in parameters.values()):
         raise CheckpointError(f"{where}: rope_parameters differ from layer to layer, which is not supported")
-    theta = float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
-    if float(parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))) != 1.0:
+    theta = _positive(parameters.get("rope_theta", config.get("rope_theta", 10000.0)), "rope_theta", where)
+    if parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise CheckpointError(f"{where}: partial_rotary_factor is not 1: partial rotary embeddings are not supported")
     kind = parameters.get("rope_type", parameters.get("type"))
     base = plain(theta, head_dim)
     if kind in _PLAIN:
         return theta, base
     if kind == "linear":
-        return theta, base / np.float32(_number(parameters, "factor", where))
+        return theta, base / np.float32(_positive(parameters.get("factor"), "factor", where))
     if kind == "llama3":
         original = parameters.get("original_max_position_embeddings", config.get("max_position_embeddings"))
         return theta, _llama3(
             base,
-            _number(parameters, "factor", where),
-            _number(parameters, "low_freq_factor", where),
-            _number(parameters, "high_freq_factor", where),
-            _number({"original_max_position_embeddings": original}, "original_max_position_embeddings", where),
+            _positive(parameters.get("factor"), "factor", where),
+            _positive(parameters.get("low_freq_factor"), "low_freq_factor", where),
+            _positive(parameters.get("high_freq_factor"), "high_freq_factor", where),
+            _positive(original, "original_max_position_embeddings", where),
         )
     raise CheckpointError(f"{where}: rope scaling type {kind!r} is not supported (supported: linear, llama3)")
 
 
-def from_gguf(
-    metadata: Mapping[str, Any], architecture: str, head_dim: int, factors: Frequencies | None, where: str
-) -> tuple[float, Frequencies]:
+def from_gguf(checkpoint: Checkpoint, head_dim: int, factors: Frequencies | None) -> tuple[float, Frequencies]:
     """(theta, inv_freq) from `*.rope.freq_base`, `*.rope.scaling.*` and rope_freqs.weight (`factors`)."""
-    key = f"{architecture}.rope."
-    rotated = int(metadata.get(key + "dimension_count", head_dim))
+    key = f"{checkpoint.architecture}.rope."
+    rotated = checkpoint.number(key + "dimension_count", head_dim)
     if rotated != head_dim:
         raise CheckpointError(
-            f"{where}: {key}dimension_count is {rotated} of {head_dim}: partial rotary embeddings are not supported"
+            f"{checkpoint.path}: {key}dimension_count is {rotated:g} of {head_dim}: "
+            "partial rotary embeddings are not supported"
         )
-    theta = float(metadata.get(key + "freq_base", 10000.0))
+    theta = _positive(checkpoint.number(key + "freq_base", 10000.0), key + "freq_base", str(checkpoint.path))
     inv_freq = plain(theta, head_dim)
     if factors is not None:
+        if not (factors > 0).all():
+            raise CheckpointError(f"{checkpoint.path}: tensor rope_freqs.weight has values that are not positive")
         inv_freq = inv_freq / factors
-    kind = metadata.get(key + "scaling.type", "linear")
-    factor = float(metadata.get(key + "scaling.factor", metadata.get(key + "scale_linear", 1.0)))
+    kind = checkpoint.metadata.get(key + "scaling.type", "linear")
+    factor = checkpoint.number(key + "scaling.factor", checkpoint.number(key + "scale_linear", 1.0))
     if kind == "linear":
-        inv_freq = inv_freq / np.float32(factor or 1.0)
+        inv_freq = inv_freq / np.float32(_positive(factor or 1.0, key + "scaling.factor", str(checkpoint.path)))
     elif kind not in _PLAIN:
-        raise CheckpointError(f"{where}: {key}scaling.type {kind!r} is not supported (supported: none, linear)")
+        raise CheckpointError(
+            f"{checkpoint.path}: {key}scaling.type {kind!r} is not supported (supported: none, linear)"
+        )
     return theta, inv_freq
 
 
@@ -85,8 +90,7 @@ def _llama3(inv_freq: Frequencies, factor: float, low: float, high: float, origi
     return np.where(medium, smoothed, scaled).astype(np.float32)
 
 
-def _number(values: Mapping[str, Any], key: str, where: str) -> float:
-    value = values.get(key)
-    if not isinstance(value, (int, float)) or value <= 0:
-        raise CheckpointError(f"{where}: rope scaling: {key} is {value!r}, not a positive number")
+def _positive(value: Any, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise CheckpointError(f"{where}: rotary embedding: {key} is {value!r}, not a positive number")
     return float(value)

@@ -30,8 +30,8 @@ class GgufCheckpoint(Checkpoint):
         self.path = path
         header = read_header(path)
         self.metadata = header.values
-        self.architecture = str(header.values.get("general.architecture", "(none)"))
-        if int(header.values.get(_SHARDED, 1)) > 1:
+        self.architecture = str(header.values.get("general.architecture", "(none)"))[:80]
+        if header.values.get(_SHARDED, 1) not in (0, 1):
             raise CheckpointError(
                 f"{path}: one of {header.values[_SHARDED]} shards of a split GGUF; "
                 "join them first (llama-gguf-split --merge FIRST OUT)"

@@ -19,6 +19,7 @@ from edgerun.errors import CheckpointError
 _SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class _Cursor:
         start = self.take(length)
         return self.data[start : start + length].decode("utf-8", "replace")
 
+    def name(self) -> str:
+        """A string that names something: printable and short, for it may stand in an error message."""
+        start, text = self.at, self.string()
+        if len(text) > _LONGEST_NAME or not text.isprintable():
+            raise CheckpointError(f"{self.path}: damaged header at byte {start}; download it again")
+        return text
+
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.string()
@@ -67,8 +75,6 @@ class _Cursor:
                 if count > (self.end - self.at) // 8:
                     self.take(self.end)
                 return [self.string() for _ in range(count)]
-            if inner == _ARRAY:
-                return [self.value(inner) for _ in range(count)]
             item = self.scalar(inner)
             start = self.take(count * item.itemsize)
             return np.frombuffer(self.data[start : start + count * item.itemsize], item)
@@ -97,11 +103,11 @@ def read_header(path: Path) -> Header:
         n_tensors, n_values = cursor.u64(), cursor.u64()
         values: dict[str, Any] = {}
         for _ in range(n_values):
-            key = cursor.string()
+            key = cursor.name()
             values[key] = cursor.value(cursor.u32())
         directory = []
         for _ in range(n_tensors):
-            name, n_dimensions = cursor.string(), cursor.u32()
+            name, n_dimensions = cursor.name(), cursor.u32()
             if n_dimensions > _MAX_DIMENSIONS:
                 raise CheckpointError(f"{path}: damaged header: tensor {name} has {n_dimensions} dimensions")
             shape = tuple(reversed([cursor.u64() for _ in range(n_dimensions)]))
