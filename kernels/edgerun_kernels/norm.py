@@ -5,7 +5,7 @@ import numpy as np
 from .kernel import inner, op_kernel
 from .linear import input_address, n_rows
 from .math import ZERO, share
-from .record import GROUP, Field, Flag, Run
+from .record import GROUP, SECOND_TERM, Field, Flag, Run
 from .simd.ops import (
     fma,
     load_f32x16,
@@ -20,12 +20,14 @@ from .simd.ops import (
     store_low_bytes,
     sum_f32,
     sum_i32,
+    to_float,
     vabs,
     vmax,
 )
 
 LARGEST = np.float32(127)
 ONE = np.float32(1)
+SECOND = np.float32(SECOND_TERM)
 TINY = np.float32(1e-30)
 
 
@@ -71,20 +73,33 @@ def rms_norm(op, run, tid, n_threads):
 
 
 @inner
-def quantize_row(x, y, n_groups):
-    """Groups of 32: q = round(x / s), s = max|x| / 127; then all scales s, then all s * sum(q)."""
-    scales = y + GROUP * n_groups
+def quantize_row(x, y, n_groups, terms):
+    """All first terms, all second terms (if two), all scales, all scaled sums of the groups of 32 of one row.
+
+    One term: q = round(x / s), s = max|x| / 127. Two: the rest x / s - q, at most 1/2, in SECOND_TERM parts.
+    """
+    second = y + GROUP * n_groups
+    scales = y + terms * GROUP * n_groups
     sums = scales + 4 * n_groups
     for g in range(n_groups):
         u, v = load_f32x16(x + 4 * GROUP * g), load_f32x16(x + 4 * GROUP * g + 64)
         largest = max_f32(vmax(vabs(u), vabs(v)))
         scale = largest / LARGEST
         inverse = splat(LARGEST / largest if largest > TINY else ZERO)
-        p, q = round_to_int(u * inverse), round_to_int(v * inverse)
+        u, v = u * inverse, v * inverse
+        p, q = round_to_int(u), round_to_int(v)
         store_low_bytes(y + GROUP * g, p)
         store_low_bytes(y + GROUP * g + 16, q)
+        total = np.float32(sum_i32(p + q))
+        if terms == 2:
+            r = round_to_int((u - to_float(p)) * splat(SECOND))
+            t = round_to_int((v - to_float(q)) * splat(SECOND))
+            store_low_bytes(second + GROUP * g, r)
+            store_low_bytes(second + GROUP * g + 16, t)
+            total = total * SECOND + np.float32(sum_i32(r + t))
+            scale = scale / SECOND
         store_f32(scales + 4 * g, scale)
-        store_f32(sums + 4 * g, scale * np.float32(sum_i32(p + q)))
+        store_f32(sums + 4 * g, scale * total)
 
 
 @op_kernel
@@ -94,6 +109,7 @@ def quantize(op, run, tid, n_threads):
     x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
     x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
     n_groups = (load_i64(op + 8 * Field.K) + GROUP - 1) // GROUP
+    terms = load_i64(op + 8 * Field.TERMS)
     first, last = row_share(run, rows, tid, n_threads)
     for row in range(first, last):
-        quantize_row(x0 + row * x_stride, y0 + row * y_stride, n_groups)
+        quantize_row(x0 + row * x_stride, y0 + row * y_stride, n_groups, terms)

@@ -20,6 +20,10 @@ CHUNK = 64
 """Positions in such a part, at least, and in a step of prefill attention; a divisor of PAGE."""
 
 
+SECOND_TERM = 254
+"""An activation of two terms is scale * (SECOND_TERM * first + second); of one term, scale * first."""
+
+
 class Op(IntEnum):
     """What an op record does; every op is a kernel with the signature ``(op, run, tid, n_threads)``."""
 
@@ -73,6 +77,7 @@ class Field(IntEnum):
     SCRATCH = 27  # arena offset of the threads' scratch
     SCRATCH_PRIVATE = 28  # from thread to thread
     UP = 29  # SwiGLU: arena offset of the second input
+    TERMS = 30  # quantised activations: int8 terms, 1 or 2
     COUNT = 32
 
 
@@ -113,7 +118,7 @@ class Control(IntEnum):
     WORKER_STRIDE = 64
 
 
-def activation_bytes(k: int) -> int:
-    """Bytes of a quantised row of ``k`` features: int8 values, float32 scales, float32 scaled sums; whole lines."""
+def activation_bytes(k: int, terms: int) -> int:
+    """Bytes of a quantised row of ``k`` features: int8 terms, float32 scales, float32 scaled sums; whole lines."""
     groups = -(-k // GROUP)
-    return -(-groups * (GROUP + 8) // 64) * 64
+    return -(-groups * (terms * GROUP + 8) // 64) * 64

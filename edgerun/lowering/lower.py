@@ -1,0 +1,323 @@
+"""Lowers a validated ONNX graph, node by node, to the op records of ``edgerun_kernels.record``.
+
+Who must wait for whom is decided here. Linear layers split their output features between threads, attention its heads
+and positions; norms and quantisation are done by every thread for itself when one row runs (a copy each), and split by
+rows otherwise. So a decode step has five barriers a layer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import PackageError
+from edgerun.lowering.tape import Arena, Tape, attention_scratch_bytes
+from edgerun.package.operators import OPERATORS
+from edgerun_kernels.record import GROUP, MAX_CHUNKS, PAGE, ROWS, Field, Flag, Op, activation_bytes
+
+if TYPE_CHECKING:
+    from edgerun.package.reader import Package
+
+Compute = Literal["int16", "int8", "float32"]
+CacheType = Literal["f16", "f32"]
+
+ALWAYS, SEVERAL_ROWS = 1, 2
+EMBED = {"q4": Op.EMBED_Q4, "q4m": Op.EMBED_Q4, "q8": Op.EMBED_Q8, "f32": Op.EMBED_F32}
+LINEAR = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "f32": Op.LINEAR_F32}
+LINEAR_FLOAT = {"q4": Op.LINEAR_Q4_FLOAT, "q4m": Op.LINEAR_Q4_FLOAT, "q8": Op.LINEAR_Q8_FLOAT, "f32": Op.LINEAR_F32}
+
+
+def _pad(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def row_bytes(width: int) -> int:
+    """A float32 row of ``width`` features, padded to whole groups."""
+    return _pad(width, GROUP) * 4
+
+
+@dataclass
+class Value:
+    """A tensor of the graph that lies in the arena: rows of ``width`` float32."""
+
+    offset: int
+    width: int
+    private: bool = False
+    """Whether every thread has its own copy when one row runs."""
+    quantised: int | None = None
+    """Arena offset of its int8 form, once there is one."""
+    record: int | None = None
+    """The op record of the linear layer that wrote it, if one did."""
+
+    @property
+    def stride(self) -> int:
+        return row_bytes(self.width)
+
+
+def lower(package: Package, *, n_threads: int, compute: Compute, cache: CacheType, max_rows: int) -> Tape:
+    """The tape of a package for teams of ``n_threads`` and runs of up to ``max_rows`` tokens.
+
+    compute: "int16" and "int8" quantise activations in groups of 32 before q4 and q8 layers, "float32" does not.
+    cache: element type of keys and values. Raises PackageError for a graph that is no decoder of the known form.
+    """
+    return _Lowering(package, n_threads, compute, cache, max_rows).tape()
+
+
+class _Lowering:
+    def __init__(self, package: Package, n_threads: int, compute: Compute, cache: CacheType, max_rows: int) -> None:
+        self.package = package
+        self.compute = compute
+        self.cache = cache
+        self.terms = 2 if compute == "int16" else 1
+        self.max_rows = max_rows
+        self.n_threads = n_threads
+        self.arena = Arena(max_rows, n_threads)
+        self.records: list[NDArray[np.int64]] = []
+        self.names: list[str] = []
+        self.arrays: list[NDArray[Any]] = []
+        self.values: dict[str, Value] = {}
+        self.inv_freq: NDArray[np.float32] | None = None
+        self.n_layers = 0
+        self.layer_bytes = 0
+        self.attention_scratch: tuple[int, int, int] | None = None
+        nodes = package.graph.node
+        self.uses = Counter(name for node in nodes for name in node.input)
+        producer = {name: node for node in nodes for name in node.output}
+        # Only rows whose logits are wanted pass the final norm and the head.
+        norm = producer["logits"].input[0]
+        self.final = {"logits", norm}
+        if norm not in producer or producer[norm].op_type != "RMSNormalization":
+            raise self._unsupported(producer["logits"], "its input must be the final RMSNormalization")
+
+    def tape(self) -> Tape:
+        for node in self.package.graph.node:
+            handler = getattr(self, f"_{node.op_type.lower()}", None)
+            spec = OPERATORS.get(node.op_type) if node.domain == "edgerun" else None
+            if spec is not None and spec.weights:
+                handler = self._embed if node.op_type.startswith("Embed") else self._linear
+            if handler is None:
+                raise self._unsupported(node, "an unknown operator")
+            handler(node)
+            for name in node.input:
+                self._release(name)
+        vocab_size = self.package.config.vocab_size
+        assert self.inv_freq is not None
+        return Tape(
+            ops=np.ascontiguousarray(np.stack(self.records)),
+            names=tuple(self.names),
+            arena_bytes=self.arena.size,
+            max_rows=self.max_rows,
+            page_bytes=self.n_layers * self.layer_bytes,
+            vocab_size=vocab_size,
+            logits_stride=_pad(vocab_size, ROWS),
+            inv_freq=self.inv_freq,
+            arrays=self.arrays,
+        )
+
+    # --- records, barriers, memory -----------------------------------------------------------------------------------
+
+    def _emit(self, name: str, code: Op, **fields: int) -> int:
+        record = np.zeros(Field.COUNT, np.int64)
+        record[Field.CODE] = code
+        for key, value in fields.items():
+            record[Field[key]] = value
+        self.records.append(record)
+        self.names.append(name)
+        return len(self.records) - 1
+
+    def _wait(self, when: int = ALWAYS) -> None:
+        """All threads meet after the op emitted last (``SEVERAL_ROWS``: unless every thread did all of it)."""
+        record = self.records[-1]
+        if record[Field.BARRIER] != ALWAYS:
+            record[Field.BARRIER] = when
+        if when == ALWAYS:
+            self.arena.barrier()
+
+    def _release(self, name: str) -> None:
+        self.uses[name] -= 1
+        value = self.values.get(name)
+        if value is None or self.uses[name] > 0:
+            return
+        del self.values[name]
+        if all(other.offset != value.offset for other in self.values.values()):  # a residual lives on in its sum
+            self.arena.give(value.offset, value.stride)
+        if value.quantised is not None:
+            self.arena.give(value.quantised, activation_bytes(value.width, self.terms), quantised=True)
+
+    def _address(self, array: NDArray[Any]) -> int:
+        self.arrays.append(array)
+        return int(array.ctypes.data)
+
+    def _padded(self, name: str, to: int) -> int:
+        """The address of a float32 vector whose length is padded with zeros to a multiple of ``to``."""
+        vector = np.asarray(self.package.tensor(name), np.float32).ravel()
+        if len(vector) % to:
+            vector = np.pad(vector, (0, -len(vector) % to))
+        return self._address(np.ascontiguousarray(vector))
+
+    def _weights(self, node: Any) -> dict[str, int]:
+        spec = OPERATORS[node.op_type]
+        tensors = dict(zip(spec.inputs[1:], node.input[1:], strict=True))
+        fields = {"N": self._attribute(node, "N"), "K": self._attribute(node, "K")}
+        for suffix, key in (("q", "W"), ("w", "W"), ("d", "D"), ("m", "M")):
+            if suffix in tensors:
+                fields[key] = self._address(self.package.tensor(tensors[suffix]))
+        return fields
+
+    @staticmethod
+    def _attribute(node: Any, name: str) -> int:
+        return int(next(a.i for a in node.attribute if a.name == name))
+
+    @staticmethod
+    def _float_bits(node: Any, name: str) -> int:
+        value = next(a.f for a in node.attribute if a.name == name)
+        return int(np.float64(np.float32(value)).view(np.int64))
+
+    # --- one method per operator --------------------------------------------------------------------------------------
+
+    def _embed(self, node: Any) -> None:
+        fields = self._weights(node)
+        value = Value(self.arena.take(row_bytes(fields["K"])), fields["K"])
+        code = EMBED[str(OPERATORS[node.op_type].weights)]
+        self._emit(node.name, code, Y=value.offset, Y_STRIDE=value.stride, **fields)
+        self.values[node.output[0]] = value
+
+    def _rotarycossin(self, node: Any) -> None:
+        self.inv_freq = np.array(self.package.tensor(node.input[1]), np.float32)
+
+    def _causalmask(self, node: Any) -> None:
+        """Attention is causal by position; the mask is for other runtimes."""
+
+    def _rmsnormalization(self, node: Any) -> None:
+        x = self.values[node.input[0]]
+        self._wait()
+        y = Value(self.arena.take(x.stride), x.width, private=True)
+        final = node.output[0] in self.final
+        self._emit(
+            node.name,
+            Op.RMS_NORM,
+            **self._rows(x, y.offset, y.stride),
+            W=self._padded(node.input[1], GROUP),
+            K=x.width,
+            EPSILON=self._float_bits(node, "epsilon"),
+            FLAGS=Flag.LAST_ROWS | Flag.OUT_ROWS if final else 0,
+        )
+        self.values[node.output[0]] = y
+
+    @staticmethod
+    def _rows(x: Value, y: int, y_stride: int) -> dict[str, int]:
+        """Fields of an op that every thread does for itself when one row runs."""
+        return {
+            "X": x.offset,
+            "X_STRIDE": x.stride,
+            "X_PRIVATE": x.stride if x.private else 0,
+            "Y": y,
+            "Y_STRIDE": y_stride,
+            "Y_PRIVATE": y_stride,
+        }
+
+    def _quantised(self, name: str, flags: int) -> dict[str, int]:
+        """The int8 form of a value, made where it is first wanted."""
+        x = self.values[name]
+        stride = activation_bytes(x.width, self.terms)
+        if x.quantised is None:
+            if not x.private:
+                self._wait()  # other threads wrote parts of the row
+            x.quantised = self.arena.take(stride, quantised=True)
+            fields = {**self._rows(x, x.quantised, stride), "K": x.width, "TERMS": self.terms, "FLAGS": flags}
+            self._emit(f"{name}.quantised", Op.QUANTIZE, **fields)
+            self._wait(SEVERAL_ROWS)
+        return {"X": x.quantised, "X_STRIDE": stride, "X_PRIVATE": stride, "TERMS": self.terms}
+
+    def _linear(self, node: Any) -> None:
+        name = node.input[0]
+        x = self.values[name]
+        fmt = str(OPERATORS[node.op_type].weights)
+        final = node.output[0] in self.final
+        if self.compute != "float32" and fmt != "f32":
+            code = LINEAR[fmt]
+            source = self._quantised(name, Flag.OUT_ROWS if final else 0)
+        else:
+            code = LINEAR_FLOAT[fmt]
+            self._wait(SEVERAL_ROWS if x.private else ALWAYS)
+            source = {"X": x.offset, "X_STRIDE": x.stride, "X_PRIVATE": x.stride if x.private else 0}
+        fields = self._weights(node)
+        if final:
+            flags = Flag.OUT_ROWS | Flag.LOGITS
+            self._emit(node.name, code, **source, Y_STRIDE=_pad(fields["N"], ROWS) * 4, FLAGS=flags, **fields)
+            return
+        y = Value(self.arena.take(row_bytes(fields["N"])), fields["N"])
+        y.record = self._emit(node.name, code, **source, Y=y.offset, Y_STRIDE=y.stride, **fields)
+        self.values[node.output[0]] = y
+
+    def _add(self, node: Any) -> None:
+        """A bias or a residual: both become part of the linear layer that they follow."""
+        first, second = (self.values.get(name) for name in node.input)
+        if first is None or second is None:
+            value, bias = (first, node.input[1]) if first is not None else (second, node.input[0])
+            if value is None or value.record is None:
+                raise self._unsupported(node, "a bias must follow a linear layer")
+            self.records[value.record][Field.BIAS] = self._padded(bias, ROWS)
+            self.values[node.output[0]] = value
+            return
+        residual, update = (first, second) if second.record is not None else (second, first)
+        if update.record is None or residual.width != update.width or update.record != len(self.records) - 1:
+            raise self._unsupported(node, "only a linear layer's output can be added to the residual")
+        record = self.records[update.record]
+        record[Field.Y] = residual.offset
+        record[Field.FLAGS] |= Flag.ACCUMULATE
+        self.values[node.output[0]] = Value(residual.offset, residual.width)
+
+    def _unsupported(self, node: Any, why: str) -> PackageError:
+        return PackageError(
+            f"{self.package.folder / 'model.onnx'}: edgerun has no kernel for node '{node.name}' ({node.op_type}): {why}; "
+            "export the checkpoint again with `edgerun export`"
+        )
+
+    def _swiglu(self, node: Any) -> None:
+        gate, up = self.values[node.input[0]], self.values[node.input[1]]
+        # No barrier: a thread takes the columns that it wrote itself.
+        fields = {"X": gate.offset, "UP": up.offset, "X_STRIDE": gate.stride, "N": gate.width}
+        self._emit(node.name, Op.SWIGLU, **fields)
+        self.values[node.output[0]] = Value(gate.offset, gate.width)
+
+    def _attention(self, node: Any) -> None:
+        q, k, v = (self.values[name] for name in node.input[:3])
+        n_heads, n_kv_heads, head_dim = (self._attribute(node, a) for a in ("n_heads", "n_kv_heads", "head_dim"))
+        padded = _pad(head_dim, 16)
+        size = 2 if self.cache == "f16" else 4
+        if self.attention_scratch is None:
+            private = _pad(attention_scratch_bytes(head_dim), 64)
+            partials = self.arena.scratch(n_heads * MAX_CHUNKS * 4 * (padded + 16))
+            self.attention_scratch = (self.arena.scratch(private * self.n_threads), private, partials)
+            self.layer_bytes = n_kv_heads * 2 * PAGE * padded * size
+        scratch, private, partials = self.attention_scratch
+        self._wait()
+        y = Value(self.arena.take(row_bytes(n_heads * head_dim)), n_heads * head_dim, private=True)
+        fields = {
+            "Y": y.offset,
+            "Y_STRIDE": y.stride,
+            "Y_PRIVATE": y.stride,
+            "Q": q.offset,
+            "KEY": k.offset,
+            "VALUE": v.offset,
+            "Q_STRIDE": q.stride,
+            "KV_STRIDE": k.stride,
+            "N_HEADS": n_heads,
+            "N_KV_HEADS": n_kv_heads,
+            "HEAD_DIM": head_dim,
+            "LAYER": self.n_layers * self.layer_bytes,
+            "SCALE": self._float_bits(node, "scale"),
+            "PARTIALS": partials,
+            "SCRATCH": scratch,
+            "SCRATCH_PRIVATE": private,
+        }
+        self._emit(node.name, Op.ATTENTION_F16 if self.cache == "f16" else Op.ATTENTION_F32, **fields)
+        self._wait()
+        self._emit(f"{node.name}.gather", Op.GATHER_ATTENTION, **fields)
+        self.n_layers += 1
+        self.values[node.output[0]] = y

@@ -1,0 +1,77 @@
+"""What lowering makes: the records that the compiled loop runs, and the sizes of the memory that they want."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun_kernels.record import CHUNK, QUERY_TILE
+
+
+@dataclass(frozen=True)
+class Tape:
+    """A lowered model; immutable, shared by all its sessions.
+
+    ops: int64 [n_ops, Field.COUNT].  names: what each op computes, the graph's name of it.
+    arena_bytes: activations and scratch of one run.  max_rows: tokens that one run may hold.
+    page_bytes: one page (record.PAGE positions) of a session's cache.
+    vocab_size, logits_stride: logits of a row, and the float32 elements from row to row (padded to 16).
+    inv_freq: float32 [head_dim / 2], the rotary frequencies.
+    """
+
+    ops: NDArray[np.int64]
+    names: tuple[str, ...]
+    arena_bytes: int
+    max_rows: int
+    page_bytes: int
+    vocab_size: int
+    logits_stride: int
+    inv_freq: NDArray[np.float32]
+    arrays: list[NDArray[Any]] = field(repr=False)
+    """Everything that the records point to, kept alive."""
+
+
+class Arena:
+    """Plans activation buffers: byte offsets, reused as soon as no thread can still be reading them.
+
+    A buffer goes back to the others of its own row size only, because the zeros that pad a row must stay zero.
+    """
+
+    ALIGNMENT = 64
+
+    def __init__(self, max_rows: int, n_threads: int) -> None:
+        self.max_rows = max_rows
+        self.n_threads = n_threads
+        self.size = 0
+        self._free: dict[tuple[int, bool], list[int]] = {}
+        self._released: list[tuple[tuple[int, bool], int]] = []
+
+    def scratch(self, n_bytes: int) -> int:
+        """A block of its own, never reused."""
+        offset = self.size
+        self.size += -(-n_bytes // self.ALIGNMENT) * self.ALIGNMENT
+        return offset
+
+    def take(self, stride: int, quantised: bool = False) -> int:
+        """A buffer of max_rows rows of ``stride`` bytes, or one row a thread if that is more."""
+        free = self._free.get((stride, quantised))
+        return free.pop() if free else self.scratch(stride * max(self.max_rows, self.n_threads))
+
+    def give(self, offset: int, stride: int, quantised: bool = False) -> None:
+        """Marks a buffer as read for the last time: free after the next barrier."""
+        self._released.append(((stride, quantised), offset))
+
+    def barrier(self) -> None:
+        for key, offset in self._released:
+            self._free.setdefault(key, []).append(offset)
+        self._released.clear()
+
+
+def attention_scratch_bytes(head_dim: int) -> int:
+    """A thread's scratch for attention: queries, their ends, softmax state and outputs, probabilities or a key."""
+    padded = -(-head_dim // 16) * 16
+    rows = QUERY_TILE * padded * 4
+    return rows + 64 + (8 * QUERY_TILE + rows) + max(4 * QUERY_TILE * CHUNK, 8 * padded)

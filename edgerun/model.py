@@ -1,0 +1,175 @@
+"""A loaded model: the package, the kernels, the thread team and the tape. Sessions hold the state."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import EdgerunError, OptionError
+from edgerun.lowering import lower
+from edgerun.lowering.lower import CacheType, Compute
+from edgerun.package.reader import open_package
+from edgerun.rope import RotaryTable
+from edgerun.text.tokenizer import Tokenizer
+from edgerun_kernels.load import KernelError, kernels
+from edgerun_kernels.record import CHUNK, MAX_CHUNKS, Run
+from edgerun_kernels.team import MAX_THREADS, Team, aligned
+
+if TYPE_CHECKING:
+    from edgerun.generate import Generation
+    from edgerun.session import Session
+    from edgerun.text.options import SamplingOptions
+
+PREFILL_ROWS = 256
+"""Tokens that prefill runs at once: enough to use every weight many times, few enough to be interrupted soon."""
+
+
+def default_threads() -> int:
+    """The processors that this process may use."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        count = os.cpu_count() or 1
+    return min(count, MAX_THREADS)
+
+
+def load(
+    model: str | Path,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    compute: Compute = "int16",
+    cache: CacheType = "f16",
+) -> Model:
+    """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
+
+    threads: how many run it (default: one per processor). context: the most tokens that a session may hold (default and
+    most: the model's own). compute: activations are quantised in groups of 32 to "int16" (as good as exact) or "int8"
+    (faster prefill, a little less exact); "float32" does not quantise them (slow; for comparisons).
+    cache: element type of keys and values. Raises EdgerunError: HubError, CheckpointError, PackageError, OptionError.
+    """
+    from edgerun.hub import resolve
+
+    return Model(resolve(model), threads=threads, context=context, compute=compute, cache=cache)
+
+
+class Model:
+    """A model package, ready to run; see ``load``. Safe to use from several threads: runs take turns."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        compute: Compute = "int16",
+        cache: CacheType = "f16",
+    ) -> None:
+        _check_choice("compute", compute, get_args(Compute))
+        _check_choice("cache", cache, get_args(CacheType))
+        self.package = open_package(folder)
+        limit = self.package.config.context_length
+        self.context = _check_range("context", context if context is not None else limit, limit)
+        self.threads = _check_range("threads", threads if threads is not None else default_threads(), MAX_THREADS)
+        self.compute, self.cache = compute, cache
+        self.tokenizer = Tokenizer(self.package.folder)
+        try:
+            self.kernels = kernels()
+        except KernelError as error:
+            raise EdgerunError(str(error)) from error
+        self.tape = lower(
+            self.package,
+            n_threads=self.threads,
+            compute=compute,
+            cache=cache,
+            max_rows=min(PREFILL_ROWS, self.context),
+        )
+        self.vocab_size = self.tape.vocab_size
+        self._ops = int(self.tape.ops.ctypes.data)
+        self._arena = aligned(self.tape.arena_bytes)
+        self._rope = RotaryTable(self.tape.inv_freq)
+        self._turn = threading.Lock()
+        self._team = Team(self.kernels, self.threads)
+        self._closed = False
+
+    def session(self) -> Session:
+        """A new, empty session."""
+        from edgerun.session import Session
+
+        return Session(self)
+
+    def generate(
+        self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
+    ) -> Generation:
+        """Continues a text in a session of its own; see ``Session.generate``."""
+        return self.session().generate(prompt, options, **changes)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], options: SamplingOptions | None = None, **changes: Any
+    ) -> Generation:
+        """Answers a conversation in a session of its own; see ``Session.chat``."""
+        return self.session().chat(messages, options, **changes)
+
+    def run(
+        self,
+        tokens: NDArray[np.int64],
+        position: int,
+        pages: NDArray[np.int64],
+        logits: NDArray[np.float32],
+        n_out: int,
+    ) -> None:
+        """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
+
+        pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
+        the last ``n_out`` tokens. For sessions; nothing is checked here.
+        """
+        end = position + len(tokens)
+        with self._turn:
+            if self._closed:
+                raise EdgerunError("the model is closed; load it again")
+            self._rope.reach(end)
+            record = np.zeros(Run.COUNT, np.int64)
+            record[Run.ARENA] = self._arena.ctypes.data
+            record[Run.N_ROWS] = len(tokens)
+            record[Run.POSITION] = position
+            record[Run.PAGES] = pages.ctypes.data
+            record[Run.TOKENS] = tokens.ctypes.data
+            record[Run.LOGITS] = logits.ctypes.data
+            record[Run.N_OUT] = n_out
+            record[Run.COS] = self._rope.cos.ctypes.data
+            record[Run.SIN] = self._rope.sin.ctypes.data
+            record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
+            self._team.run(self._ops, len(self.tape.ops), int(record.ctypes.data))
+
+    def close(self) -> None:
+        """Ends the threads. Idempotent; sessions of a closed model raise EdgerunError."""
+        with self._turn:
+            self._closed = True
+        self._team.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_team"):
+            self._team.close()
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+def _check_range(name: str, value: object, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise OptionError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
+    return value

@@ -1,0 +1,157 @@
+"""A session: one sequence of tokens and its keys and values, in pages that are made as positions are reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import ContextError, EdgerunError, OptionError
+from edgerun.generate import Generation
+from edgerun.text.options import SamplingOptions
+from edgerun_kernels.record import PAGE
+from edgerun_kernels.team import aligned
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+
+class Session:
+    """One cache of one model. Sessions of a model may be used from several threads; one session, from one at a time."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._tokens: list[int] = []
+        self._pages: list[NDArray[np.uint8]] = []
+        self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
+        self._logits = self._buffer(1)
+        self._generation: Generation | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token ids that the cache holds, in order."""
+        return list(self._tokens)
+
+    @property
+    def position(self) -> int:
+        """How many tokens the cache holds."""
+        return len(self._tokens)
+
+    def reset(self) -> None:
+        """Forgets everything and gives the cache's memory back."""
+        self.rewind(0)
+
+    def rewind(self, n_tokens: int) -> None:
+        """Keeps the first ``n_tokens`` tokens (at most ``position``) and forgets the rest."""
+        if not 0 <= n_tokens <= len(self._tokens):
+            raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {len(self._tokens)}")
+        del self._tokens[n_tokens:]
+        del self._pages[-(-n_tokens // PAGE) :]
+
+    def prefill(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Appends tokens, in chunks; gives the logits [vocab_size] that follow the last one.
+
+        The array is valid until the next call. Raises ContextError, before anything is computed, if they do not fit,
+        OptionError for no tokens or a token that is not in the vocabulary.
+        """
+        ids = self._checked(token_ids)
+        for start in range(0, len(ids), self.model.tape.max_rows):
+            self._run(ids[start : start + self.model.tape.max_rows], self._logits, 1)
+        return self._logits[0, : self.model.vocab_size]
+
+    def decode(self, token_id: int) -> NDArray[np.float32]:
+        """Appends one token; as ``prefill``."""
+        return self.prefill((token_id,))
+
+    def score(self, token_ids: Sequence[int], chunk: int = 64) -> Iterator[NDArray[np.float32]]:
+        """Appends tokens, ``chunk`` at a time; gives the logits after each of them, float32 [m, vocab_size].
+
+        Arrays are valid until the next one is asked for.
+        """
+        ids = self._checked(token_ids)
+        rows = max(1, min(chunk, self.model.tape.max_rows, len(ids)))
+        logits = self._buffer(rows)
+        for start in range(0, len(ids), rows):
+            part = ids[start : start + rows]
+            self._run(part, logits, len(part))
+            yield logits[: len(part), : self.model.vocab_size]
+
+    def generate(
+        self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
+    ) -> Generation:
+        """Continues ``prompt``, the whole text so far: what the cache holds of it already is not computed again.
+
+        A string is tokenised with the tokenizer's own BOS rule, special tokens read as such. ``changes`` are fields of
+        SamplingOptions. Tokens are computed as the Generation is iterated. Raises ContextError, OptionError at once.
+        """
+        ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        return self._begin(ids, SamplingOptions.merged(options, changes))
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], options: SamplingOptions | None = None, **changes: Any
+    ) -> Generation:
+        """Answers a conversation: mappings with ``role`` and ``content``, written by the model's own chat template."""
+        text = self.model.tokenizer.apply_chat_template(messages)
+        ids = self.model.tokenizer.encode(text, add_bos=False)
+        return self._begin(ids, SamplingOptions.merged(options, changes))
+
+    # --- the inside ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, ids: list[int], options: SamplingOptions) -> Generation:
+        options.check_vocabulary(self.model.vocab_size)
+        if not ids:
+            raise OptionError("the prompt is empty and this model has no token that begins a text; write something")
+        self._checked(ids, held=0)
+        if self._generation is not None:
+            self._generation.stop()
+        self._generation = Generation(self, ids, options)
+        return self._generation
+
+    def reuse(self, ids: Sequence[int]) -> int:
+        """Rewinds to the longest prefix that the cache shares with ``ids``, short of its last token; its length."""
+        shared = 0
+        for mine, wanted in zip(self._tokens, ids[: len(ids) - 1], strict=False):
+            if mine != wanted:
+                break
+            shared += 1
+        self.rewind(shared)
+        return shared
+
+    def advance(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Appends tokens that have been checked, one run; logits as ``prefill``. For Generation."""
+        self._run(np.array(ids, np.int64), self._logits, 1)
+        return self._logits[0]
+
+    def _checked(self, token_ids: Sequence[int], held: int | None = None) -> NDArray[np.int64]:
+        ids = np.asarray(token_ids, np.int64)
+        vocab_size, context = self.model.vocab_size, self.model.context
+        if ids.ndim != 1 or len(ids) == 0:
+            raise OptionError("there are no tokens to run; give at least one")
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            bad = int(ids[(ids < 0) | (ids >= vocab_size)][0])
+            raise OptionError(f"token {bad} is not in the vocabulary: this model's tokens are 0 to {vocab_size - 1}")
+        held = len(self._tokens) if held is None else held
+        if held + len(ids) > context:
+            limit = self.model.package.config.context_length
+            more = f"load it with a larger context (up to {limit})" if context < limit else "shorten the text"
+            after = f" after the {held} in the session" if held else ""
+            raise ContextError(f"{len(ids)} tokens{after} do not fit the context of {context} tokens; {more}")
+        return ids
+
+    def _run(self, ids: NDArray[np.int64], logits: NDArray[np.float32], n_out: int) -> None:
+        end = len(self._tokens) + len(ids)
+        try:
+            while len(self._pages) * PAGE < end:
+                page = aligned(self.model.tape.page_bytes)
+                self._page_table[len(self._pages)] = page.ctypes.data
+                self._pages.append(page)
+        except MemoryError as error:
+            raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
+        self.model.run(ids, len(self._tokens), self._page_table, logits, n_out)
+        self._tokens.extend(ids.tolist())
+
+    def _buffer(self, rows: int) -> NDArray[np.float32]:
+        stride = self.model.tape.logits_stride
+        return aligned(4 * rows * stride).view(np.float32).reshape(rows, stride)
