@@ -62,6 +62,8 @@ def fetch_wheel(
 def _by_pip(requirement: str, path: Path, size: int, sha256: str, progress: Progress, what: str) -> None:
     # pip downloads under TMPDIR before it moves the file: a folder beside the target can be watched, and /tmp is often
     # too small. A requirement with its hash makes pip check it, whatever the user's settings ask.
+    for left in path.parent.glob("pip-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="pip-") as scratch:
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
@@ -108,6 +110,11 @@ def _pip_failure(requirement: str, path: Path, log: str) -> str:
         return (
             f"{requirement}: the package registry cannot be reached ({lines[0][:200]}); check the network, or point "
             "pip at a mirror (PIP_INDEX_URL)"
+        )
+    if "from versions: none" in log:
+        return (
+            f"{requirement}: the package registry cannot be reached, or has no such package; check the network and "
+            "pip's index settings (`pip config list`)"
         )
     return f"{requirement}: pip cannot download it ({lines[0][:200]}); check pip's index settings (`pip config list`)"
 

@@ -4,12 +4,14 @@ resumes what was interrupted and knows the user's token (HF_TOKEN), endpoint (HF
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,17 +104,20 @@ def fetch(reference: Reference, progress: Progress) -> Fetched:
             offline = True
             files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         chosen, patterns = _choose(reference, files)
-        folder = Path(
-            huggingface_hub.snapshot_download(
+        cancelled = threading.Event()
+
+        def download() -> str:
+            return huggingface_hub.snapshot_download(
                 reference.repo,
                 revision=reference.revision,
                 allow_patterns=patterns,
                 ignore_patterns=None if chosen else ["*/*"],
                 local_files_only=offline,
                 library_name="edgerun",
-                tqdm_class=_bar(progress, f"Downloading {reference.repo}"),
+                tqdm_class=_bar(progress, f"Downloading {reference.repo}", cancelled),
             )
-        )
+
+        folder = Path(_interruptible(download, cancelled))
     is_package = "edgerun.json" in patterns
     source = f"{reference.repo}/{chosen}" if chosen else reference.repo
     return Fetched(folder / chosen if chosen else folder, is_package, folder.name, source)
@@ -166,8 +171,27 @@ def _is_quant(file: str, quant: str) -> bool:
     return re.search(rf"(?:^|[-._/]){re.escape(quant)}\.gguf$", file, re.IGNORECASE) is not None
 
 
-def _bar(progress: Progress, what: str) -> type[Any]:
-    """A progress bar of the kind that huggingface_hub wants, which shows nothing and tells `progress`."""
+def _interruptible(work: Callable[[], str], cancelled: threading.Event) -> str:
+    """`work()`, so that ctrl-C ends it: the library itself would first wait for every file that is under way."""
+    outcome: concurrent.futures.Future[str] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result()
+    except BaseException:
+        cancelled.set()
+        raise
+
+
+def _bar(progress: Progress, what: str, cancelled: threading.Event) -> type[Any]:
+    """A progress bar of the kind that huggingface_hub wants, which shows nothing and tells `progress`; it is updated
+    by the threads that download, so it is also where they learn that nobody waits for them any more."""
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -183,6 +207,8 @@ def _bar(progress: Progress, what: str) -> type[Any]:
             return True
 
         def update(self, n: float | None = 1) -> None:
+            if cancelled.is_set():
+                raise InterruptedError("cancelled")
             super().update(n)
             if self.counts:
                 progress(int(self.n), int(self.total or 0), what)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,11 +33,13 @@ class Repository:
 @dataclass
 class Hub:
     """The server. requests: "METHOD path [range]" of every request. break_after: path -> how many bytes of it to send
-    before the connection is cut, the next time. status: answer everything with it."""
+    before the connection is cut, the next time. delay:
+    seconds to wait before every 64 KiB of a file. status: answer everything with it."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     break_after: dict[str, int] = field(default_factory=dict)
+    delay: float = 0.0
     status: int | None = None
 
     def __enter__(self) -> Hub:
@@ -118,7 +121,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if body:
-            self.wfile.write(content[:limit])
+            content = content[:limit]
+            step = 1 << 16 if self.state.delay else max(len(content), 1)
+            try:
+                for start in range(0, len(content), step):
+                    time.sleep(self.state.delay)
+                    self.wfile.write(content[start : start + step])
+            except ConnectionError:  # the client has gone
+                self.close_connection = True
             if limit is not None:
                 self.close_connection = True
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,19 +61,23 @@ class Machine:
         self.home = home
         self.settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "EDGERUN_CACHE": str(home / "cache")}
 
-    def __call__(self, model: str, *arguments: str, **settings: str) -> dict[str, Any]:
+    def start(self, model: str, *arguments: str, **settings: str) -> subprocess.Popen[str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "EDGERUN_"))}
-        result = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, model, *arguments],
             env=clean | {"PYTHONPATH": os.pathsep.join(sys.path)} | self.settings | settings,
             cwd=self.home,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
         )
-        assert result.stderr == "", "nothing but the callback may show progress"
-        assert result.returncode == 0
-        answer: dict[str, Any] = json.loads(result.stdout)
+
+    def __call__(self, model: str, *arguments: str, **settings: str) -> dict[str, Any]:
+        child = self.start(model, *arguments, **settings)
+        output, errors = child.communicate(timeout=120)
+        assert errors == "", "nothing but the callback may show progress"
+        assert child.returncode == 0
+        answer: dict[str, Any] = json.loads(output)
         assert "\n" not in answer.get("error", "")
         return answer
 
@@ -134,6 +140,20 @@ def test_an_interrupted_download_is_resumed(hub: Hub, machine: Machine, weights:
     hub.break_after["extra.json"] = chunk + 1000
     assert "path" in machine("org/tiny")
     assert any(request.endswith(f"extra.json bytes={chunk}-") for request in hub.requests), hub.requests
+
+
+def test_ctrl_c_ends_a_download(hub: Hub, machine: Machine, weights: dict[str, bytes]) -> None:
+    hub.repositories["org/tiny"] = Repository(weights | {"extra.json": b" " * (100 << 20)})
+    hub.delay = 0.01  # the whole would take 16 seconds
+    child = machine.start("org/tiny")
+    deadline = time.monotonic() + 30
+    while not any("GET" in r and "extra.json" in r for r in hub.requests) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    child.communicate(timeout=60)
+    assert child.returncode != 0 and time.monotonic() - start < 8
 
 
 def test_offline_and_unreachable(hub: Hub, machine: Machine, weights: dict[str, bytes], tmp_path: Path) -> None:
