@@ -1,6 +1,14 @@
-"""edgerun: language models from ONNX packages, run by kernels compiled ahead of time."""
+"""edgerun: language models from ONNX packages, run by kernels compiled ahead of time.
+
+>>> import edgerun
+>>> with edgerun.load("smollm2") as model:
+...     for piece in model.chat([{"role": "user", "content": "What is the capital of France?"}]):
+...         print(piece.text, end="", flush=True)
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from edgerun.errors import (
     CheckpointError,
@@ -11,14 +19,46 @@ from edgerun.errors import (
     PackageError,
 )
 
+if TYPE_CHECKING:
+    from edgerun.generate import Generation, Piece, Timings
+    from edgerun.model import Model, load
+    from edgerun.session import Session
+    from edgerun.text.options import SamplingOptions
+
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
     "ContextError",
     "EdgerunError",
+    "Generation",
     "HubError",
+    "Model",
     "OptionError",
     "PackageError",
+    "Piece",
+    "SamplingOptions",
+    "Session",
+    "Timings",
     "__version__",
+    "load",
 ]
+
+_HOME = {
+    "Generation": "edgerun.generate",
+    "Model": "edgerun.model",
+    "Piece": "edgerun.generate",
+    "SamplingOptions": "edgerun.text.options",
+    "Session": "edgerun.session",
+    "Timings": "edgerun.generate",
+    "load": "edgerun.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the runtime when it is first used, so that ``import edgerun`` costs next to nothing."""
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'edgerun' has no attribute {name!r}")
