@@ -49,7 +49,7 @@ class Unpacked(NamedTuple):
 
 
 def parts(fmt: str, n: int, k: int) -> dict[str, Part]:
-    """The tensors of an n x k matrix stored as `fmt`, by suffix ("q", "d", "m", "w"), in the order of operator inputs."""
+    """The tensors of an n x k matrix stored as `fmt`: "q", "d", "m", "w" -> Part, in the order of operator inputs."""
     blocks, groups = -(-n // ROWS), -(-k // GROUP)
     scale = Part(np.dtype("<f2"), (blocks, groups, ROWS))
     nibbles = Part(np.dtype("u1"), (blocks, groups, 4, ROWS, 4))
@@ -97,7 +97,7 @@ def unpack(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> Unpacked:
     """Undo `pack` for an n x k matrix: exactly the values, d and m that were packed (scales as float16)."""
     payload, blocks = _checked(fmt, tensors, n, k)
     groups = -(-k // GROUP)
-    values = np.empty((n, k), payload.dtype)
+    values: Array = np.empty((n, k), payload.dtype)
     scales = {s: np.empty((n, groups), np.float16) for s in ("d", "m") if s in tensors and fmt != "f32"}
     for start, stop in blocks:
         first, last = start * ROWS, min(n, stop * ROWS)
@@ -159,7 +159,8 @@ def _interleave(fmt: str, rows: Array) -> Array:
     if rows.size and rows.max() > 15:
         raise ValueError(f"{fmt} needs nibbles 0..15, got {rows.max()}")
     halves = rows.reshape(blocks, ROWS, -1, 4, 2, 4)
-    return (halves[..., 0, :] | (halves[..., 1, :] << 4)).transpose(0, 2, 3, 1, 4)
+    packed: Array = halves[..., 0, :] | (halves[..., 1, :] << 4)
+    return packed.transpose(0, 2, 3, 1, 4)
 
 
 def _deinterleave(fmt: str, blocks: Array) -> Array:

@@ -54,6 +54,22 @@ OPERATORS: dict[str, OperatorSpec] = {
     )
 }
 
+FINGERPRINTS = {
+    "EmbedQ4": "7aecf23baa0768a00ab834bf90d2e666",
+    "EmbedQ4M": "7351b77040a19264ddfd818fffb51bef",
+    "EmbedQ8": "22e38e0e5fff6d23b9a6f489524c82dc",
+    "EmbedF32": "7a8f2c95a50604a086859bc50c73dd12",
+    "LinearQ4": "c2a77fd422c55635b0ba7ac0b9b0ca72",
+    "LinearQ4M": "1b8c2292d746c02a5f4226663f2c49cc",
+    "LinearQ8": "b6cd2552cd55c9a673903148213f07ce",
+    "LinearF32": "d8c67b5e22e18fe700cbf7159956f20c",
+    "RotaryCosSin": "d9dd59db631c4a0acfeba04b0baa3465",
+    "CausalMask": "b51337256d82ba2224dc56d99a80ce25",
+    "Attention": "25be848dc19ec7013fa8ee873f95eac9",
+    "SwiGLU": "7f7d6c8fc341e4861775b75a9eb4e8e1",
+}
+"""What `fingerprint` says of each function of format version 1: reading a package needs no parser."""
+
 _EMBED = {fmt: f"Embed{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()}
 _LINEAR = {fmt: f"Linear{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()}
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgerun.package import layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from edgerun.package import layout
 
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 140))
 
@@ -97,7 +98,7 @@ def test_bad_arguments() -> None:
         layout.pack("q4", nibbles, d.T)
     with pytest.raises(ValueError, match="needs int8 values"):
         layout.pack("q8", nibbles, d)
-    with pytest.raises(ValueError, match="nibbles 0..15, got 16"):
+    with pytest.raises(ValueError, match=r"nibbles 0\.\.15, got 16"):
         layout.pack("q4", nibbles + np.uint8(16), d)
     with pytest.raises(ValueError, match="expected"):
         layout.unpack("q4", layout.pack("q4", nibbles, d), 17, 32)

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from edgerun.package import layout, operators
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from edgerun.package import layout, operators
 
 Array = NDArray[Any]
 ODD_SHAPES = [(16, 32), (5, 7), (33, 70), (48, 96), (1, 1), (31, 64)]
