@@ -31,6 +31,7 @@ format: setup-test
 	@$(BIN)/ruff format .
 
 build: setup-test
+	@rm -rf build
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 

@@ -13,6 +13,14 @@ fail() {
     exit 1
 }
 
+free_mib() {
+    df -P . | awk 'NR == 2 { print int($4 / 1024) }'
+}
+
+disk_full() {
+    fail "the disk is full ($1 MiB free in $(pwd)): set-up needs 0.5 GiB, with the test tools 2.5 GiB: make room and run the same command again"
+}
+
 # ---- nothing to do? ----------------------------------------------------------------------------------------------
 # What an install depends on: the metadata, the kernels (compiled at install) and where the checkout lies.
 state() {
@@ -50,7 +58,9 @@ then
     echo "Creating $venv with $("$python" --version 2>&1)" >&2
     rm -rf $venv
     message=$("$python" -m venv $venv 2>&1) || {
+        free=$(free_mib)
         rm -rf $venv
+        [ "$free" -ge 50 ] || disk_full "$free"
         fail "cannot create $(pwd)/$venv: $(echo "$message" | tail -n 1)"
     }
 fi
@@ -88,7 +98,7 @@ trap - INT TERM HUP
 # ---- one clear error ---------------------------------------------------------------------------------------------
 if [ $status -ne 0 ]; then
     if grep -q -i -E 'No space left|Errno 28|disk quota' $log; then
-        fail "the disk is full ($(df -P . | awk 'NR == 2 { print int($4 / 1024) }') MiB free here): make room and run the same command again (log: $log)"
+        disk_full "$(free_mib)"
     elif grep -q -i -E 'Retrying \(|ConnectionError|NewConnection|ConnectTimeout|ReadTimeout|timed out|name resolution|ProxyError' $log; then
         fail "the package index cannot be reached: check the network and run the same command again (log: $log)"
     fi
