@@ -94,10 +94,11 @@ class Generation(Iterator[Piece]):
         logits = self._prefill()
         timings.prefill_s = perf_counter() - start
         limit = min(
-            options.max_tokens if options.max_tokens is not None else model.context, model.context - len(self.prompt) + 1
+            options.max_tokens if options.max_tokens is not None else model.context,
+            model.context - len(self.prompt) + 1,
         )
-        if self._stopped or logits is None or limit <= 0:
-            self.finish_reason = "cancelled" if self._stopped else "length"
+        if logits is None or limit <= 0:
+            self.finish_reason = "cancelled" if logits is None else "length"
             return
         ends = frozenset() if options.ignore_eos else model.tokenizer.eos_ids
         stream = TextStream(model.tokenizer, options.stop)
@@ -150,4 +151,3 @@ class Generation(Iterator[Piece]):
                 return None
             logits = self.session.advance(self.prompt[start : start + chunk])
         return logits
-

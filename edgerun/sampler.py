@@ -66,9 +66,7 @@ class Sampler:
             penalties = (options.repetition_penalty, options.presence_penalty, options.frequency_penalty)
             self._kernels.penalize(address, int(ids.ctypes.data), int(counts.ctypes.data), len(seen), *penalties)
 
-    def logprobs(
-        self, logits: NDArray[np.float32], token_id: int, top: int
-    ) -> tuple[float, list[tuple[int, float]]]:
+    def logprobs(self, logits: NDArray[np.float32], token_id: int, top: int) -> tuple[float, list[tuple[int, float]]]:
         """The model's own log-probability (before temperature, penalties and filters) of a token, and of the ``top``
         likeliest ones, likeliest first."""
         n = self._vocab_size

@@ -59,7 +59,8 @@ class Session:
         ids = self._checked(token_ids)
         for start in range(0, len(ids), self.model.tape.max_rows):
             self._run(ids[start : start + self.model.tape.max_rows], self._logits, 1)
-        return self._logits[0, : self.model.vocab_size]
+        row: NDArray[np.float32] = self._logits[0, : self.model.vocab_size]
+        return row
 
     def decode(self, token_id: int) -> NDArray[np.float32]:
         """Appends one token; as ``prefill``."""
@@ -122,7 +123,8 @@ class Session:
     def advance(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens that have been checked, one run; logits as ``prefill``. For Generation."""
         self._run(np.array(ids, np.int64), self._logits, 1)
-        return self._logits[0]
+        row: NDArray[np.float32] = self._logits[0]
+        return row
 
     def _checked(self, token_ids: Sequence[int], held: int | None = None) -> NDArray[np.int64]:
         ids = np.asarray(token_ids, np.int64)

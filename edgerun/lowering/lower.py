@@ -274,7 +274,7 @@ class _Lowering:
 
     def _unsupported(self, node: Any, why: str) -> PackageError:
         return PackageError(
-            f"{self.package.folder / 'model.onnx'}: edgerun has no kernel for node '{node.name}' ({node.op_type}): {why}; "
+            f"{self.package.folder / 'model.onnx'}: no kernel for node '{node.name}' ({node.op_type}): {why}; "
             "export the checkpoint again with `edgerun export`"
         )
 

@@ -1,4 +1,4 @@
-"""Exact attention over a paged cache, with RoPE on the way in: decode split over the sequence, prefill over the queries.
+"""Exact attention over a paged cache, RoPE included: decode is split over the sequence, prefill over the queries.
 
 Cache page (``record.PAGE`` positions), per layer and key/value head: keys [PAGE/16, head_dim, 16], so that a vector is
 one feature of 16 positions and a score needs no sum across lanes; then values [PAGE, head_dim]; head_dim padded to 16.
@@ -17,11 +17,12 @@ from .simd.ops import (
     extract,
     f16_to_f32,
     f32_to_f16,
+    field,
+    field_f64,
     first_lanes,
     fma,
     load_f32,
     load_f32x16,
-    load_f64,
     load_i16,
     load_i16x16,
     load_i64,
@@ -41,14 +42,14 @@ MASKED = np.float32(-1e30)
 
 @inner
 def padded_dim(op):
-    return (load_i64(op + 8 * Field.HEAD_DIM) + 15) // 16 * 16
+    return (field(op, Field.HEAD_DIM) + 15) // 16 * 16
 
 
 @inner
 def rotate(x, run, position, half, scale, out):
     """RoPE in the rotate-half layout, times ``scale``: out[i], out[i+half] from x[i], x[i+half]."""
-    cos = load_i64(run + 8 * Run.COS) + position * half * 4
-    sin = load_i64(run + 8 * Run.SIN) + position * half * 4
+    cos = field(run, Run.COS) + position * half * 4
+    sin = field(run, Run.SIN) + position * half * 4
     for i in range(half):
         a, b = load_f32(x + 4 * i), load_f32(x + 4 * (i + half))
         c, s = load_f32(cos + 4 * i), load_f32(sin + 4 * i)
@@ -69,8 +70,8 @@ def store_f16_lanes(address, value):
 @inner
 def head_address(op, run, position, kv_head, size):
     """Where the keys of this head begin in the page of ``position``; its values follow after PAGE * padded_dim."""
-    page = load_i64(load_i64(run + 8 * Run.PAGES) + 8 * (position // PAGE))
-    return page + load_i64(op + 8 * Field.LAYER) + kv_head * 2 * PAGE * padded_dim(op) * size
+    page = load_i64(field(run, Run.PAGES) + 8 * (position // PAGE))
+    return page + field(op, Field.LAYER) + kv_head * 2 * PAGE * padded_dim(op) * size
 
 
 @inner
@@ -98,12 +99,12 @@ def _attention(name, load_lanes, store_lanes, size, copy_one):
     @inner
     def write_cache(op, run, row, kv_head, scratch):
         """Rotates the key of ``row`` and writes key and value of one head into the cache."""
-        position = load_i64(run + 8 * Run.POSITION) + row
-        dim, padded = load_i64(op + 8 * Field.HEAD_DIM), padded_dim(op)
-        stride = load_i64(op + 8 * Field.KV_STRIDE)
-        arena = load_i64(run + 8 * Run.ARENA)
-        key = arena + load_i64(op + 8 * Field.KEY) + row * stride + 4 * kv_head * dim
-        value = arena + load_i64(op + 8 * Field.VALUE) + row * stride + 4 * kv_head * dim
+        position = field(run, Run.POSITION) + row
+        dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
+        stride = field(op, Field.KV_STRIDE)
+        arena = field(run, Run.ARENA)
+        key = arena + field(op, Field.KEY) + row * stride + 4 * kv_head * dim
+        value = arena + field(op, Field.VALUE) + row * stride + 4 * kv_head * dim
         keys = head_address(op, run, position, kv_head, size)
         inside = position % PAGE
         rotate(key, run, position, dim // 2, ONE, scratch)
@@ -122,7 +123,7 @@ def _attention(name, load_lanes, store_lanes, size, copy_one):
     @inner
     def scores(op, keys, start, count, queries, out):
         """out[q, t] = q . k for four queries and ``count`` positions of a page from ``start`` (a multiple of 16)."""
-        dim, padded = load_i64(op + 8 * Field.HEAD_DIM), padded_dim(op)
+        dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
         qb, qc, qd = queries + 4 * padded, queries + 8 * padded, queries + 12 * padded
         for t in range(0, count, 16):
             k = keys + (start + t) * padded * size
@@ -202,24 +203,24 @@ def _attention(name, load_lanes, store_lanes, size, copy_one):
 
     @inner
     def load_query(op, run, row, head, out):
-        dim = load_i64(op + 8 * Field.HEAD_DIM)
-        q = load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.Q) + row * load_i64(op + 8 * Field.Q_STRIDE)
-        position = load_i64(run + 8 * Run.POSITION) + row
-        rotate(q + 4 * head * dim, run, position, dim // 2, np.float32(load_f64(op + 8 * Field.SCALE)), out)
+        dim = field(op, Field.HEAD_DIM)
+        q = field(run, Run.ARENA) + field(op, Field.Q) + row * field(op, Field.Q_STRIDE)
+        position = field(run, Run.POSITION) + row
+        rotate(q + 4 * head * dim, run, position, dim // 2, np.float32(field_f64(op, Field.SCALE)), out)
 
     @inner
     def decode(op, run, tid, n_threads, scratch):
         """One row: (key/value head, part of the cache) items; the item with the newest position writes it first."""
-        position = load_i64(run + 8 * Run.POSITION)
-        part = load_i64(run + 8 * Run.CHUNK)
+        position = field(run, Run.POSITION)
+        part = field(run, Run.CHUNK)
         n_parts = position // part + 1
-        n_kv_heads, n_heads = load_i64(op + 8 * Field.N_KV_HEADS), load_i64(op + 8 * Field.N_HEADS)
+        n_kv_heads, n_heads = field(op, Field.N_KV_HEADS), field(op, Field.N_HEADS)
         group = n_heads // n_kv_heads
         padded = padded_dim(op)
         queries, ends = scratch, scratch + 16 * padded
         state = ends + 64
         p = state + 32 + 16 * padded
-        partials = load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.PARTIALS)
+        partials = field(run, Run.ARENA) + field(op, Field.PARTIALS)
         for q in range(QUERY_TILE):
             store_i64(ends + 8 * q, position + 1)
         n_items = n_kv_heads * n_parts
@@ -238,19 +239,19 @@ def _attention(name, load_lanes, store_lanes, size, copy_one):
     @inner
     def prefill(op, run, tid, n_threads, scratch):
         """Several rows: keys and values first, then tiles of four (token, head) rows of one key/value head."""
-        rows, position = load_i64(run + 8 * Run.N_ROWS), load_i64(run + 8 * Run.POSITION)
-        n_kv_heads, n_heads = load_i64(op + 8 * Field.N_KV_HEADS), load_i64(op + 8 * Field.N_HEADS)
+        rows, position = field(run, Run.N_ROWS), field(run, Run.POSITION)
+        n_kv_heads, n_heads = field(op, Field.N_KV_HEADS), field(op, Field.N_HEADS)
         group = n_heads // n_kv_heads
-        dim, padded = load_i64(op + 8 * Field.HEAD_DIM), padded_dim(op)
+        dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
         queries, ends = scratch, scratch + 16 * padded
         state = ends + 64
         p = state + 32 + 16 * padded
-        y0 = load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.Y)
-        y_stride = load_i64(op + 8 * Field.Y_STRIDE)
+        y0 = field(run, Run.ARENA) + field(op, Field.Y)
+        y_stride = field(op, Field.Y_STRIDE)
         for row in range(share(rows, tid, n_threads), share(rows, tid + 1, n_threads)):
             for kv_head in range(n_kv_heads):
                 write_cache(op, run, row, kv_head, p)
-        wait_for_all(load_i64(run + 8 * Run.BARRIER), n_threads)
+        wait_for_all(field(run, Run.BARRIER), n_threads)
         n_tiles = (group * rows + QUERY_TILE - 1) // QUERY_TILE
         for item in range(tid, n_tiles * n_kv_heads, n_threads):  # dealt in turn: late tiles see more keys
             tile, kv_head = item // n_kv_heads * QUERY_TILE, item % n_kv_heads
@@ -268,9 +269,9 @@ def _attention(name, load_lanes, store_lanes, size, copy_one):
                     store_f32(y + 4 * i, load_f32(state + 32 + 4 * (q * padded + i)) * scale)
 
     def kernel(op, run, tid, n_threads):
-        scratch = load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.SCRATCH)
-        scratch += tid * load_i64(op + 8 * Field.SCRATCH_PRIVATE)
-        if load_i64(run + 8 * Run.N_ROWS) == 1:
+        scratch = field(run, Run.ARENA) + field(op, Field.SCRATCH)
+        scratch += tid * field(op, Field.SCRATCH_PRIVATE)
+        if field(run, Run.N_ROWS) == 1:
             decode(op, run, tid, n_threads, scratch)
         else:
             prefill(op, run, tid, n_threads, scratch)
@@ -286,15 +287,15 @@ attention_f32 = _attention("attention_f32", load_f32x16, store_f32x16, 4, copy_f
 @op_kernel
 def gather_attention(op, run, tid, n_threads):
     """At decode, joins the parts of every head into this thread's own copy of the output; prefill has written it."""
-    if load_i64(run + 8 * Run.N_ROWS) != 1:
+    if field(run, Run.N_ROWS) != 1:
         return
-    arena = load_i64(run + 8 * Run.ARENA)
-    n_parts = load_i64(run + 8 * Run.POSITION) // load_i64(run + 8 * Run.CHUNK) + 1
-    dim, padded = load_i64(op + 8 * Field.HEAD_DIM), padded_dim(op)
-    y = arena + load_i64(op + 8 * Field.Y) + tid * load_i64(op + 8 * Field.Y_PRIVATE)
-    scratch = arena + load_i64(op + 8 * Field.SCRATCH) + tid * load_i64(op + 8 * Field.SCRATCH_PRIVATE)
-    for head in range(load_i64(op + 8 * Field.N_HEADS)):
-        parts = arena + load_i64(op + 8 * Field.PARTIALS) + head * n_parts * 4 * (padded + 16)
+    arena = field(run, Run.ARENA)
+    n_parts = field(run, Run.POSITION) // field(run, Run.CHUNK) + 1
+    dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
+    y = arena + field(op, Field.Y) + tid * field(op, Field.Y_PRIVATE)
+    scratch = arena + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
+    for head in range(field(op, Field.N_HEADS)):
+        parts = arena + field(op, Field.PARTIALS) + head * n_parts * 4 * (padded + 16)
         largest = MASKED
         for part in range(n_parts):
             largest = max(largest, load_f32(parts + part * 4 * (padded + 16)))

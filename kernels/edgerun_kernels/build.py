@@ -5,14 +5,17 @@
 Needs numba; no C compiler, no linker. An object that is current (same sources) is not built again.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import objects
-from .targets import TARGETS, Target
+from .targets import TARGETS, Target, architecture
 
 os.environ["NUMBA_OPT"] = "0"  # nothing of the host may leak into the modules: each ISA's own optimiser sees them raw
 os.environ.setdefault("NUMBA_CPU_NAME", "generic")
@@ -20,6 +23,10 @@ os.environ.setdefault("NUMBA_CPU_NAME", "generic")
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+if TYPE_CHECKING:
+    from .kernel import Export
+
+DESCRIPTION = "Compiles the kernels ahead of time, one object file per instruction set."
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 
 
@@ -31,29 +38,34 @@ def _numba_modules() -> tuple[list[str], list[tuple[str, str, str]]]:
 
     for name in NAMED:
         llvm.add_symbol(PREFIX + name, 1)  # Numba's own JIT wants the names resolved; nothing is ever called there
-    modules, names = [], []
-    for export in EXPORTS.values():
+    modules: list[str] = []
+    names = []
+    defined: set[str] = set()
+    for export in reversed(EXPORTS.values()):  # callers come after what they call, whose code their module holds
         export.function.compile(export.args)
         result = export.function.overloads[export.args]
-        modules.append(str(result.library._final_module))
+        module = result.library._final_module
+        if result.fndesc.mangled_name not in defined:
+            modules.append(str(module))
+            defined |= {fn.name for fn in module.functions if not fn.is_declaration}
         names.append((export.name, result.fndesc.mangled_name, str(_wrapper(export, result.fndesc.mangled_name))))
     return modules, names
 
 
-def _wrapper(export: "object", mangled: str) -> ir.Module:
+def _wrapper(export: Export, mangled: str) -> ir.Module:
     """A C function around Numba's calling convention: result and exception come back through pointers there."""
     from numba.core import types
 
     kinds = {types.int64: ir.IntType(64), types.float64: ir.DoubleType(), types.float32: ir.FloatType()}
     byte_pointer = ir.IntType(8).as_pointer()
-    args = [kinds[a] for a in export.args]  # type: ignore[attr-defined]
-    void = export.result == types.void  # type: ignore[attr-defined]
-    value = byte_pointer if void else kinds[export.result]  # type: ignore[attr-defined]
+    args = [kinds[a] for a in export.args]
+    void = export.result == types.void
+    value = byte_pointer if void else kinds[export.result]
     module = ir.Module()
     numba_type = ir.FunctionType(ir.IntType(32), [value.as_pointer(), byte_pointer.as_pointer(), *args])
     inner = ir.Function(module, numba_type, mangled)
     c_result = ir.VoidType() if void else value
-    outer = ir.Function(module, ir.FunctionType(c_result, args), objects.symbol(export.name))  # type: ignore[attr-defined]
+    outer = ir.Function(module, ir.FunctionType(c_result, args), objects.symbol(export.name))
     b = ir.IRBuilder(outer.append_basic_block())
     result, exception = b.alloca(value), b.alloca(byte_pointer)
     b.call(inner, [result, exception, *outer.args])
@@ -96,14 +108,18 @@ def _emit(target: Target, modules: list[str], names: list[tuple[str, str, str]])
 
 
 def build(out: Path, isas: list[str] | None = None, assembly: bool = False) -> list[Path]:
-    """Builds the objects of ``isas`` (default: all) into ``out``; gives the paths. Current objects stay as they are."""
-    wanted = [target for target in TARGETS if isas is None or target.name in isas]
+    """Builds the objects of ``isas`` (default: all of this machine's architecture) into ``out``; gives the paths.
+
+    Current objects stay as they are. assembly: builds all the same, and writes the assembly beside each object.
+    """
+    wanted = [t for t in TARGETS if (t.name in isas if isas else t.architecture == architecture())]
     paths = {target.name: out / objects.file_name(target.name) for target in wanted}
     missing = [target for target in wanted if assembly or not objects.is_current(paths[target.name])]
     if missing:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
-        print(f"edgerun: compiling kernels for {', '.join(target.name for target in missing)}", file=sys.stderr, flush=True)
+        what = ", ".join(target.name for target in missing)
+        print(f"edgerun: compiling kernels for {what} (about a minute)", file=sys.stderr, flush=True)
         modules, names = _numba_modules()
         for target in missing:
             code, text = _emit(target, modules, names)
@@ -114,9 +130,10 @@ def build(out: Path, isas: list[str] | None = None, assembly: bool = False) -> l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m edgerun_kernels.build", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m edgerun_kernels.build", description=DESCRIPTION)
     parser.add_argument("--out", type=Path, default=objects.INSTALLED, help="folder for the objects")
-    parser.add_argument("--isa", action="append", help="only this instruction set (repeatable)")
+    names = [target.name for target in TARGETS]
+    parser.add_argument("--isa", action="append", choices=names, help="only this instruction set (repeatable)")
     parser.add_argument("--assembly", action="store_true", help="also write the assembly beside each object")
     args = parser.parse_args()
     build(args.out, args.isa, args.assembly)

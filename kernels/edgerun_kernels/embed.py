@@ -5,7 +5,7 @@ import numpy as np
 from .kernel import inner, op_kernel
 from .math import share
 from .record import GROUP, ROWS, Field, Run
-from .simd.ops import extract, f16_to_f32, load_f32, load_i16x16, load_i64, load_u8, store_f32
+from .simd.ops import extract, f16_to_f32, field, load_f32, load_i16x16, load_i64, load_u8, store_f32
 
 EIGHT = np.float32(8)
 
@@ -48,13 +48,13 @@ def _embed(name, unpack, group_bytes, column_bytes):
     """The kernel of one weight format; token ids have been checked against the vocabulary."""
 
     def kernel(op, run, tid, n_threads):
-        y0, stride = load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.Y), load_i64(op + 8 * Field.Y_STRIDE)
-        k = load_i64(op + 8 * Field.K)
+        y0, stride = field(run, Run.ARENA) + field(op, Field.Y), field(op, Field.Y_STRIDE)
+        k = field(op, Field.K)
         n_groups = (k + GROUP - 1) // GROUP
-        w0, d0, m0 = load_i64(op + 8 * Field.W), load_i64(op + 8 * Field.D), load_i64(op + 8 * Field.M)
-        rows = load_i64(run + 8 * Run.N_ROWS)
+        w0, d0, m0 = field(op, Field.W), field(op, Field.D), field(op, Field.M)
+        rows = field(run, Run.N_ROWS)
         for row in range(share(rows, tid, n_threads), share(rows, tid + 1, n_threads)):
-            token = load_i64(load_i64(run + 8 * Run.TOKENS) + 8 * row)
+            token = load_i64(field(run, Run.TOKENS) + 8 * row)
             block, r = token // ROWS, token % ROWS
             w = w0 + block * (n_groups * group_bytes + k * column_bytes)
             m = m0 + block * n_groups * 32 if m0 != 0 else 0

@@ -18,6 +18,7 @@ from .simd.ops import (
     dot_u4,
     dot_u4_sum,
     f16_to_f32,
+    field,
     fma,
     high_nibbles,
     load_4_bytes,
@@ -25,7 +26,6 @@ from .simd.ops import (
     load_f32x16,
     load_i8x64,
     load_i16x16,
-    load_i64,
     low_nibbles,
     splat,
     store_f32x16,
@@ -41,35 +41,35 @@ CACHED_ROWS = 64
 
 @inner
 def n_rows(op, run):
-    if load_i64(op + 8 * Field.FLAGS) & Flag.OUT_ROWS:
-        return load_i64(run + 8 * Run.N_OUT)
-    return load_i64(run + 8 * Run.N_ROWS)
+    if field(op, Field.FLAGS) & Flag.OUT_ROWS:
+        return field(run, Run.N_OUT)
+    return field(run, Run.N_ROWS)
 
 
 @inner
 def input_address(op, run, tid):
     """Where row 0 of the input lies; with one row running, each thread may have its own copy."""
-    x = load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.X)
-    if load_i64(run + 8 * Run.N_ROWS) == 1:
-        x += tid * load_i64(op + 8 * Field.X_PRIVATE)
+    x = field(run, Run.ARENA) + field(op, Field.X)
+    if field(run, Run.N_ROWS) == 1:
+        x += tid * field(op, Field.X_PRIVATE)
     return x
 
 
 @inner
 def output_address(op, run):
-    if load_i64(op + 8 * Field.FLAGS) & Flag.LOGITS:
-        return load_i64(run + 8 * Run.LOGITS)
-    return load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.Y)
+    if field(op, Field.FLAGS) & Flag.LOGITS:
+        return field(run, Run.LOGITS)
+    return field(run, Run.ARENA) + field(op, Field.Y)
 
 
 @inner
 def finish(op, y, block, acc):
     """Adds bias and residual to 16 outputs and stores them."""
-    bias = load_i64(op + 8 * Field.BIAS)
+    bias = field(op, Field.BIAS)
     if bias != 0:
         acc = acc + load_f32x16(bias + block * 4 * ROWS)
     address = y + block * 4 * ROWS
-    if load_i64(op + 8 * Field.FLAGS) & Flag.ACCUMULATE:
+    if field(op, Field.FLAGS) & Flag.ACCUMULATE:
         acc = acc + load_f32x16(address)
     store_f32x16(address, acc)
 
@@ -206,10 +206,10 @@ def _format(one, two, four, has_offset, offset, group_bytes):
     def kernel_1(op, run, tid, n_threads):
         rows = n_rows(op, run)
         x0, y0 = input_address(op, run, tid), output_address(op, run)
-        x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
-        n_blocks = (load_i64(op + 8 * Field.N) + ROWS - 1) // ROWS
-        n_groups = (load_i64(op + 8 * Field.K) + GROUP - 1) // GROUP
-        w0, d0, m0 = load_i64(op + 8 * Field.W), load_i64(op + 8 * Field.D), load_i64(op + 8 * Field.M)
+        x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+        n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+        n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+        w0, d0, m0 = field(op, Field.W), field(op, Field.D), field(op, Field.M)
         scales, sums = GROUP * n_groups, (GROUP + 4) * n_groups
         for part in range(0, rows, CACHED_ROWS):
             end = min(part + CACHED_ROWS, rows)
@@ -244,10 +244,10 @@ def _format(one, two, four, has_offset, offset, group_bytes):
     def kernel_2(op, run, tid, n_threads):
         rows = n_rows(op, run)
         x0, y0 = input_address(op, run, tid), output_address(op, run)
-        x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
-        n_blocks = (load_i64(op + 8 * Field.N) + ROWS - 1) // ROWS
-        n_groups = (load_i64(op + 8 * Field.K) + GROUP - 1) // GROUP
-        w0, d0, m0 = load_i64(op + 8 * Field.W), load_i64(op + 8 * Field.D), load_i64(op + 8 * Field.M)
+        x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+        n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+        n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+        w0, d0, m0 = field(op, Field.W), field(op, Field.D), field(op, Field.M)
         second, scales, sums = GROUP * n_groups, 2 * GROUP * n_groups, (2 * GROUP + 4) * n_groups
         for part in range(0, rows, CACHED_ROWS):
             end = min(part + CACHED_ROWS, rows)
@@ -283,7 +283,7 @@ q8_1, q8_2 = _format(q8_one, q8_two, q8_four, q8_has_offset, q8_offset, 512)
 @op_kernel
 def linear_q4(op, run, tid, n_threads):
     """4-bit weights; Field.TERMS int8 terms an activation."""
-    if load_i64(op + 8 * Field.TERMS) == 1:
+    if field(op, Field.TERMS) == 1:
         q4_1(op, run, tid, n_threads)
     else:
         q4_2(op, run, tid, n_threads)
@@ -292,7 +292,7 @@ def linear_q4(op, run, tid, n_threads):
 @op_kernel
 def linear_q8(op, run, tid, n_threads):
     """8-bit weights; Field.TERMS int8 terms an activation."""
-    if load_i64(op + 8 * Field.TERMS) == 1:
+    if field(op, Field.TERMS) == 1:
         q8_1(op, run, tid, n_threads)
     else:
         q8_2(op, run, tid, n_threads)

@@ -10,12 +10,12 @@ from .math import ZERO, share
 from .record import GROUP, ROWS, Field
 from .simd.ops import (
     f16_to_f32,
+    field,
     fma,
     load_f32,
     load_f32x16,
     load_i16x16,
     load_i32x16,
-    load_i64,
     shift_right,
     sign_extend_byte,
     splat,
@@ -70,16 +70,16 @@ def tile_f32(w, d, m, k, x, others, a, b, c, e):
 
 
 def _linear(name, tile, group_bytes, column_bytes):
-    """The kernel of one weight format: a block of 16 weight rows is ``group_bytes`` a group or ``column_bytes`` a column."""
+    """The kernel of one weight format: a block of 16 rows takes so many bytes a group, or a column."""
 
     def kernel(op, run, tid, n_threads):
         rows = n_rows(op, run)
         x0, y0 = input_address(op, run, tid), output_address(op, run)
-        x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
-        n_blocks = (load_i64(op + 8 * Field.N) + ROWS - 1) // ROWS
-        k = load_i64(op + 8 * Field.K)
+        x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+        n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+        k = field(op, Field.K)
         n_groups = (k + GROUP - 1) // GROUP
-        w0, d0, m0 = load_i64(op + 8 * Field.W), load_i64(op + 8 * Field.D), load_i64(op + 8 * Field.M)
+        w0, d0, m0 = field(op, Field.W), field(op, Field.D), field(op, Field.M)
         for part in range(0, rows, 32):
             end = min(part + 32, rows)
             for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):

@@ -12,16 +12,16 @@ from typing import Any
 from . import objects
 from .targets import TARGETS, architecture, usable
 
-I, F, V = ctypes.c_int64, ctypes.c_double, None
+INT, FLOAT = ctypes.c_int64, ctypes.c_double
 SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "run_tape": (V, I, I, I, I, I),
-    "team_worker": (I, I, I, I),
-    "team_start": (I, I, I, I, I, I),
-    "team_stop": (I, I, I),
-    "argmax": (I, I, I),
-    "exp_sum": (F, I, I),
-    "penalize": (V, I, I, I, I, F, F, F),
-    "sample": (I, I, I, I, F, I, F, F, F),
+    "team_worker": (INT, INT, INT, INT),
+    "team_start": (INT, INT, INT, INT, INT, INT),
+    "team_finish": (None, INT, INT),
+    "team_stop": (INT, INT, INT),
+    "argmax": (INT, INT, INT),
+    "exp_sum": (FLOAT, INT, INT),
+    "penalize": (None, INT, INT, INT, INT, FLOAT, FLOAT, FLOAT),
+    "sample": (INT, INT, INT, INT, FLOAT, INT, FLOAT, FLOAT, FLOAT),
 }
 """Name -> (result, arguments) of the functions that Python calls; the tests call op kernels by ``Kernels.op`` too."""
 
@@ -34,9 +34,9 @@ class Kernels:
     """The loaded functions of one instruction set; attributes are named as in SIGNATURES. Thread-safe: ctypes calls
     release the GIL."""
 
-    run_tape: Callable[[int, int, int, int, int], None]
     team_worker: Callable[[int, int, int], int]
     team_start: Callable[[int, int, int, int, int], int]
+    team_finish: Callable[[int, int], None]
     team_stop: Callable[[int, int], int]
     argmax: Callable[[int, int], int]
     exp_sum: Callable[[int, int], float]
@@ -65,7 +65,7 @@ class Kernels:
 
     def op(self, name: str) -> Callable[[int, int, int, int], None]:
         """The kernel of one op: ``(op record, run record, thread, number of threads)``."""
-        function: Callable[[int, int, int, int], None] = self._function(name, V, I, I, I, I)
+        function: Callable[[int, int, int, int], None] = self._function(name, None, INT, INT, INT, INT)
         return function
 
 

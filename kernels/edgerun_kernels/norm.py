@@ -7,10 +7,10 @@ from .linear import input_address, n_rows
 from .math import ZERO, share
 from .record import GROUP, SECOND_TERM, Field, Flag, Run
 from .simd.ops import (
+    field,
+    field_f64,
     fma,
     load_f32x16,
-    load_f64,
-    load_i64,
     max_f32,
     round_to_int,
     splat,
@@ -34,16 +34,16 @@ TINY = np.float32(1e-30)
 @inner
 def row_share(run, rows, tid, n_threads):
     """The rows of this thread: all of them when one row runs (cheaper than a barrier), else its part."""
-    if load_i64(run + 8 * Run.N_ROWS) == 1:
+    if field(run, Run.N_ROWS) == 1:
         return 0, rows
     return share(rows, tid, n_threads), share(rows, tid + 1, n_threads)
 
 
 @inner
 def private_output(op, run, tid):
-    y = load_i64(run + 8 * Run.ARENA) + load_i64(op + 8 * Field.Y)
-    if load_i64(run + 8 * Run.N_ROWS) == 1:
-        y += tid * load_i64(op + 8 * Field.Y_PRIVATE)
+    y = field(run, Run.ARENA) + field(op, Field.Y)
+    if field(run, Run.N_ROWS) == 1:
+        y += tid * field(op, Field.Y_PRIVATE)
     return y
 
 
@@ -52,14 +52,14 @@ def rms_norm(op, run, tid, n_threads):
     """y = x / sqrt(mean(x**2) + epsilon) * w; x, y and w padded with zeros to whole groups."""
     x0 = input_address(op, run, tid)
     rows = n_rows(op, run)
-    x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
-    if load_i64(op + 8 * Field.FLAGS) & Flag.LAST_ROWS:
-        x0 += (load_i64(run + 8 * Run.N_ROWS) - rows) * x_stride
+    x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+    if field(op, Field.FLAGS) & Flag.LAST_ROWS:
+        x0 += (field(run, Run.N_ROWS) - rows) * x_stride
     y0 = private_output(op, run, tid)
-    w = load_i64(op + 8 * Field.W)
-    k = load_i64(op + 8 * Field.K)
+    w = field(op, Field.W)
+    k = field(op, Field.K)
     padded = (k + GROUP - 1) // GROUP * GROUP
-    epsilon = load_f64(op + 8 * Field.EPSILON)
+    epsilon = field_f64(op, Field.EPSILON)
     first, last = row_share(run, rows, tid, n_threads)
     for row in range(first, last):
         x, y = x0 + row * x_stride, y0 + row * y_stride
@@ -107,9 +107,9 @@ def quantize(op, run, tid, n_threads):
     """float32 rows -> int8 rows with scales and scaled sums (``record.activation_bytes`` each)."""
     rows = n_rows(op, run)
     x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
-    x_stride, y_stride = load_i64(op + 8 * Field.X_STRIDE), load_i64(op + 8 * Field.Y_STRIDE)
-    n_groups = (load_i64(op + 8 * Field.K) + GROUP - 1) // GROUP
-    terms = load_i64(op + 8 * Field.TERMS)
+    x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+    terms = field(op, Field.TERMS)
     first, last = row_share(run, rows, tid, n_threads)
     for row in range(first, last):
         quantize_row(x0 + row * x_stride, y0 + row * y_stride, n_groups, terms)

@@ -113,6 +113,8 @@ class Control(IntEnum):
     TAPE = 128
     N_OPS = 136
     RUN = 144
+    UNFINISHED = 152  # 1 from a job's publication until the caller has done its own part
+    PARKED = 160  # the workers that the caller must wake for this job
     BARRIER = 192  # arrivals; the generation follows on the next line
     WORKERS = 320  # per worker: parked flag, last generation seen
     WORKER_STRIDE = 64

@@ -101,8 +101,8 @@ def exp_sum(logits, n):
 def sample(logits, n, heap, temperature, top_k, top_p, min_p, uniform):
     """Draws an id. ``heap``: int32[n] to work in; the logits are overwritten by weights. ``uniform`` in [0, 1).
 
-    temperature >= 1e-4; top_k = 0, top_p = 1, min_p = 0 switch the filters off. min_p is relative to the most likely token;
-    top_p counts over what the other two left.
+    temperature >= 1e-4; top_k = 0, top_p = 1, min_p = 0 switch the filters off. min_p is relative to the
+    most likely token; top_p counts over what the other two left.
     """
     best = argmax(logits, n)
     largest, inverse = splat(load_f32(logits + 4 * best)), splat(np.float32(1.0 / temperature))

@@ -1,4 +1,4 @@
-"""The compiled loop: runs the op records of a tape in order, all threads side by side, with barriers where they say so."""
+"""The compiled loop: runs a tape's op records in order, all threads side by side, with barriers where they say so."""
 
 from numba.core import types
 
@@ -12,7 +12,7 @@ from .linear_float import linear_f32, linear_q4_float, linear_q8_float
 from .mlp import swiglu
 from .norm import quantize, rms_norm
 from .record import Field, Op, Run
-from .simd.ops import load_i64
+from .simd.ops import field
 
 # Plain integers: inside a kernel Numba would look an enumeration up at every use.
 EMBED_Q4, EMBED_Q8, EMBED_F32 = int(Op.EMBED_Q4), int(Op.EMBED_Q8), int(Op.EMBED_F32)
@@ -60,12 +60,12 @@ def run_op(code, op, run, tid, n_threads):
 @exported(types.void, INT, INT, INT, INT, INT)
 def run_tape(tape, n_ops, run, tid, n_threads):
     """Thread ``tid``'s part of ``n_ops`` records; returns when every thread has finished every op."""
-    several = load_i64(run + 8 * Run.N_ROWS) > 1
-    barrier = load_i64(run + 8 * Run.BARRIER)
+    several = field(run, Run.N_ROWS) > 1
+    barrier = field(run, Run.BARRIER)
     for i in range(n_ops):
         op = tape + 8 * Field.COUNT * i
-        run_op(load_i64(op + 8 * Field.CODE), op, run, tid, n_threads)
-        when = load_i64(op + 8 * Field.BARRIER)
+        run_op(field(op, Field.CODE), op, run, tid, n_threads)
+        when = field(op, Field.BARRIER)
         if when == 1 or (when == 2 and several):
             wait_for_all(barrier, n_threads)
     wait_for_all(barrier, n_threads)

@@ -58,10 +58,22 @@ class Team:
             if os.getpid() != self._pid:
                 self._start()
             ctypes.c_int64.from_address(run + 8 * Run.BARRIER).value = self.barrier
-            parked = self.kernels.team_start(self._address, tape, n_ops, run, self.n_threads)
-            if parked:
-                self._release(parked)
-                self.kernels.run_tape(tape, n_ops, run, 0, self.n_threads)
+            try:
+                if self.kernels.team_start(self._address, tape, n_ops, run, self.n_threads):
+                    self._finish()
+            except BaseException:
+                # ctrl-C may come between two calls: the workers are under way and must not be left alone in a barrier.
+                if self._field(Control.UNFINISHED).value:
+                    self._finish()
+                raise
+
+    def _field(self, offset: int) -> ctypes.c_int64:
+        return ctypes.c_int64.from_address(self._address + offset)
+
+    def _finish(self) -> None:
+        """Wakes the parked workers (once too often does no harm) and does the caller's part of the job."""
+        self._release(self._field(Control.PARKED).value)
+        self.kernels.team_finish(self._address, self.n_threads)
 
     def _release(self, parked: int) -> None:
         for tid in range(1, self.n_threads):

@@ -8,7 +8,7 @@ faster, finds its semaphore released. All of this is sequentially consistent.
 
 from numba.core import types
 
-from .kernel import INT, exported
+from .kernel import INT, exported, inner
 from .record import Control
 from .simd.ops import (
     atomic_add,
@@ -52,20 +52,35 @@ def team_worker(team, tid, n_threads):
         )
 
 
+@exported(types.void, INT, INT)
+def team_finish(team, n_threads):
+    """The caller's own part of the published job."""
+    run_tape(load_i64(team + Control.TAPE), load_i64(team + Control.N_OPS), load_i64(team + Control.RUN), 0, n_threads)
+    store_i64(team + Control.UNFINISHED, 0)
+
+
 @exported(INT, INT, INT, INT, INT, INT)
 def team_start(team, tape, n_ops, run, n_threads):
-    """Publishes a job. If every worker is awake, runs thread 0's part too and gives 0; else gives the set of parked
-    workers (bit ``tid``): the caller wakes them and calls ``run_tape`` for thread 0."""
+    """Publishes a job. If every worker is awake, does the caller's part too and gives 0; else gives the set of parked
+    workers (bit ``tid``): the caller wakes them and calls ``team_finish``."""
     store_i64(team + Control.TAPE, tape)
     store_i64(team + Control.N_OPS, n_ops)
     store_i64(team + Control.RUN, run)
+    parked = publish(team, n_threads)
+    if parked == 0:
+        team_finish(team, n_threads)
+    return parked
+
+
+@inner
+def publish(team, n_threads):
+    store_i64(team + Control.UNFINISHED, 1)
     atomic_add(team + Control.GENERATION, 1)
     parked = 0
     for tid in range(1, n_threads):
         if atomic_exchange(team + Control.WORKERS + Control.WORKER_STRIDE * tid, 0) == 1:
             parked |= 1 << tid
-    if parked == 0:
-        run_tape(tape, n_ops, run, 0, n_threads)
+    store_i64(team + Control.PARKED, parked)
     return parked
 
 
@@ -73,9 +88,4 @@ def team_start(team, tape, n_ops, run, n_threads):
 def team_stop(team, n_threads):
     """Tells all workers to return for good; gives the set of parked ones, to be woken."""
     atomic_store(team + Control.STOP, 1)
-    atomic_add(team + Control.GENERATION, 1)
-    parked = 0
-    for tid in range(1, n_threads):
-        if atomic_exchange(team + Control.WORKERS + Control.WORKER_STRIDE * tid, 0) == 1:
-            parked |= 1 << tid
-    return parked
+    return publish(team, n_threads)

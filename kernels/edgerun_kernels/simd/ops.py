@@ -63,7 +63,7 @@ pause = _named("pause", types.void)
 
 def _load(kind: Any, llvm: ir.Type, align: int) -> Any:
     @intrinsic
-    def load(typingctx, address):  # type: ignore[no-untyped-def]
+    def load(typingctx, address):
         def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
             value = b.load(b.inttoptr(args[0], llvm.as_pointer()))
             value.align = align
@@ -76,7 +76,7 @@ def _load(kind: Any, llvm: ir.Type, align: int) -> Any:
 
 def _store(kind: Any, llvm: ir.Type, align: int) -> Any:
     @intrinsic
-    def store(typingctx, address, value):  # type: ignore[no-untyped-def]
+    def store(typingctx, address, value):
         def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
             b.store(args[1], b.inttoptr(args[0], llvm.as_pointer())).align = align
             return ctx.get_dummy_value()
@@ -91,11 +91,29 @@ load_i32, store_i32 = _load(types.int32, I32, 4), _store(types.int32, I32, 4)
 load_i16, store_i16 = _load(types.int16, ir.IntType(16), 2), _store(types.int16, ir.IntType(16), 2)
 load_u8, store_u8 = _load(types.uint8, I8, 1), _store(types.uint8, I8, 1)
 load_f32, store_f32 = _load(types.float32, F32, 4), _store(types.float32, F32, 4)
-load_f64, store_f64 = _load(types.float64, ir.DoubleType(), 8), _store(types.float64, ir.DoubleType(), 8)
+
 load_i8x64, store_i8x64 = _load(i8x64, i8x64.llvm, 1), _store(i8x64, i8x64.llvm, 1)
 load_i16x16, store_i16x16 = _load(i16x16, i16x16.llvm, 2), _store(i16x16, i16x16.llvm, 2)
 load_i32x16, store_i32x16 = _load(i32x16, i32x16.llvm, 4), _store(i32x16, i32x16.llvm, 4)
 load_f32x16, store_f32x16 = _load(f32x16, f32x16.llvm, 4), _store(f32x16, f32x16.llvm, 4)
+
+
+def _field(kind: Any, llvm: ir.Type) -> Any:
+    """A field of an op or run record: element ``index`` of 8 bytes. One operation, because Numba types every ``+``."""
+
+    @intrinsic
+    def field(typingctx, record, index):
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            value = b.load(b.gep(b.inttoptr(args[0], llvm.as_pointer()), [args[1]]))
+            value.align = 8
+            return value
+
+        return kind(types.int64, types.int64), codegen
+
+    return field
+
+
+field, field_f64 = _field(types.int64, I64), _field(types.float64, ir.DoubleType())
 
 
 def _splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
@@ -106,24 +124,24 @@ def _splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
 
 
 @intrinsic
-def splat(typingctx, value):  # type: ignore[no-untyped-def]
+def splat(typingctx, value):
     """float32 -> f32x16, all lanes alike."""
     return f32x16(types.float32), lambda ctx, b, sig, args: _splat(b, args[0], 16)
 
 
 @intrinsic
-def splat_i32(typingctx, value):  # type: ignore[no-untyped-def]
+def splat_i32(typingctx, value):
     """int32 -> i32x16, all lanes alike."""
     return i32x16(types.int32), lambda ctx, b, sig, args: _splat(b, args[0], 16)
 
 
 @intrinsic
-def zero_i32(typingctx):  # type: ignore[no-untyped-def]
+def zero_i32(typingctx):
     return i32x16(), lambda ctx, b, sig, args: ir.Constant(i32x16.llvm, [0] * 16)
 
 
 @intrinsic
-def load_4_bytes(typingctx, address):  # type: ignore[no-untyped-def]
+def load_4_bytes(typingctx, address):
     """Four bytes repeated over all 64 lanes: four activations beside the same four columns of 16 rows."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -136,7 +154,7 @@ def load_4_bytes(typingctx, address):  # type: ignore[no-untyped-def]
 
 def _bytes_and_shift(shift: int) -> Any:
     @intrinsic
-    def nibbles(typingctx, value):  # type: ignore[no-untyped-def]
+    def nibbles(typingctx, value):
         def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
             words = b.bitcast(args[0], i32x16.llvm)  # 16-bit or wider shifts exist everywhere, byte shifts do not
             moved = b.lshr(words, ir.Constant(i32x16.llvm, [shift] * 16)) if shift else words
@@ -151,7 +169,7 @@ low_nibbles, high_nibbles = _bytes_and_shift(0), _bytes_and_shift(4)
 
 
 @intrinsic
-def shift_right(typingctx, value, count):  # type: ignore[no-untyped-def]
+def shift_right(typingctx, value, count):
     """Logical shift of every 32-bit lane by the same count (0 to 31)."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -161,7 +179,7 @@ def shift_right(typingctx, value, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def sign_extend_byte(typingctx, value, index):  # type: ignore[no-untyped-def]
+def sign_extend_byte(typingctx, value, index):
     """Byte ``index`` (0 to 3) of every 32-bit lane, sign-extended."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -173,12 +191,12 @@ def sign_extend_byte(typingctx, value, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def to_float(typingctx, value):  # type: ignore[no-untyped-def]
+def to_float(typingctx, value):
     return f32x16(i32x16), lambda ctx, b, sig, args: b.sitofp(args[0], f32x16.llvm)
 
 
 @intrinsic
-def round_to_int(typingctx, value):  # type: ignore[no-untyped-def]
+def round_to_int(typingctx, value):
     """Nearest integer, ties to even, of |x| < 2**22; other values give an arbitrary integer, never a trap."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -190,7 +208,7 @@ def round_to_int(typingctx, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_low_bytes(typingctx, address, value):  # type: ignore[no-untyped-def]
+def store_low_bytes(typingctx, address, value):
     """The low byte of each 32-bit lane, as 16 bytes."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -202,7 +220,7 @@ def store_low_bytes(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def power_of_two(typingctx, value):  # type: ignore[no-untyped-def]
+def power_of_two(typingctx, value):
     """2**n of integer lanes in [-126, 127]."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -214,7 +232,7 @@ def power_of_two(typingctx, value):  # type: ignore[no-untyped-def]
 
 def _choose(comparison: str) -> Any:
     @intrinsic
-    def choose(typingctx, a, b):  # type: ignore[no-untyped-def]
+    def choose(typingctx, a, b):
         def codegen(ctx: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
             return builder.select(builder.fcmp_ordered(comparison, args[0], args[1]), args[0], args[1])
 
@@ -227,7 +245,7 @@ vmax, vmin = _choose(">"), _choose("<")
 
 
 @intrinsic
-def vabs(typingctx, value):  # type: ignore[no-untyped-def]
+def vabs(typingctx, value):
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         bits = b.bitcast(args[0], i32x16.llvm)
         return b.bitcast(b.and_(bits, ir.Constant(i32x16.llvm, [0x7FFFFFFF] * 16)), f32x16.llvm)
@@ -236,7 +254,7 @@ def vabs(typingctx, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def first_lanes(typingctx, value, count, other):  # type: ignore[no-untyped-def]
+def first_lanes(typingctx, value, count, other):
     """Lanes below ``count`` from ``value``, the rest from ``other``."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -248,7 +266,7 @@ def first_lanes(typingctx, value, count, other):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def extract(typingctx, value, index):  # type: ignore[no-untyped-def]
+def extract(typingctx, value, index):
     """One lane of f32x16."""
     return types.float32(f32x16, types.int64), lambda ctx, b, sig, args: b.extract_element(args[0], args[1])
 
@@ -257,7 +275,7 @@ def _reduce(vec: Vec, scalar: Any, combine: Callable[[ir.IRBuilder, Any, Any], A
     """A tree over the lanes: the same order on every target, so results do not depend on the ISA's own reduction."""
 
     @intrinsic
-    def reduce(typingctx, value):  # type: ignore[no-untyped-def]
+    def reduce(typingctx, value):
         def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
             value, lanes = args[0], vec.lanes
             while lanes > 1:
@@ -280,7 +298,7 @@ max_f32 = _reduce(f32x16, types.float32, lambda b, x, y: b.select(b.fcmp_ordered
 
 
 @intrinsic
-def sqrt(typingctx, value):  # type: ignore[no-untyped-def]
+def sqrt(typingctx, value):
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.call(declare(b, "llvm.sqrt.f32", F32, [F32]), args)
 
@@ -288,7 +306,7 @@ def sqrt(typingctx, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+def prefetch(typingctx, address):
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         pointer = I8.as_pointer()
         fn = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
@@ -299,7 +317,7 @@ def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def atomic_add(typingctx, address, value):  # type: ignore[no-untyped-def]
+def atomic_add(typingctx, address, value):
     """Adds, sequentially consistent; gives the old value."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -309,7 +327,7 @@ def atomic_add(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def atomic_exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
+def atomic_exchange(typingctx, address, value):
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.atomic_rmw("xchg", b.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
 
@@ -317,7 +335,7 @@ def atomic_exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def atomic_compare_exchange(typingctx, address, expected, value):  # type: ignore[no-untyped-def]
+def atomic_compare_exchange(typingctx, address, expected, value):
     """Stores ``value`` where ``expected`` stood; gives what stood there."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -328,7 +346,7 @@ def atomic_compare_exchange(typingctx, address, expected, value):  # type: ignor
 
 
 @intrinsic
-def atomic_load(typingctx, address):  # type: ignore[no-untyped-def]
+def atomic_load(typingctx, address):
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
 
@@ -336,7 +354,7 @@ def atomic_load(typingctx, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def atomic_store(typingctx, address, value):  # type: ignore[no-untyped-def]
+def atomic_store(typingctx, address, value):
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         b.store_atomic(args[1], b.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
         return ctx.get_dummy_value()
@@ -345,7 +363,7 @@ def atomic_store(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def yield_processor(typingctx):  # type: ignore[no-untyped-def]
+def yield_processor(typingctx):
     """Gives the rest of the time slice to another thread (sched_yield of the C library)."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
