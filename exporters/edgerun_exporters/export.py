@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ def _config(
 ) -> dict[str, Any]:
     d = description
     name = source_name or source.path.resolve().name
+    repository = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    name = name if repository else name.rpartition("/")[2]
     # A GGUF file says what it is called; a folder may be a snapshot named after a commit.
     called = name.rpartition("/")[2] if source_name and source.format == "safetensors" else d.name
     linear = Counter(_PUBLIC[formats[m.name]] for layer in d.layers for m in layer.matrices.values())
@@ -122,7 +125,7 @@ def _config(
         "rms_norm_eps": d.rms_norm_eps,
         "tied_embeddings": d.output is None,
         "source": {
-            "repo" if "/" in name else "file": name,
+            "repo" if repository else "file": name,
             "format": source.format,
             "sha256": source.sha256(),
         },

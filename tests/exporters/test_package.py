@@ -67,8 +67,19 @@ def test_source_of_a_repository(tmp_path: Path) -> None:
     export(tmp_path / "hf", tmp_path / "pkg", source_name="owner/model")
     config = json.loads((tmp_path / "pkg/edgerun.json").read_text())
     assert config["name"] == "model" and config["source"]["repo"] == "owner/model"
+    export(tmp_path / "hf", tmp_path / "pkg2", source_name=str(tmp_path / "hf"))
+    assert json.loads((tmp_path / "pkg2/edgerun.json").read_text())["source"]["file"] == "hf"
     digest = hashlib.sha256((tmp_path / "hf/model.safetensors").read_bytes()).hexdigest()
     assert config["source"]["sha256"] == digest
+
+
+@pytest.mark.parametrize("quant", ["auto", "q4", "q8", "f32"])
+def test_the_runtime_takes_it(quant: str, gguf_file: Path, tmp_path: Path) -> None:
+    from edgerun.package.reader import open_package
+
+    export(gguf_file, tmp_path / "pkg", quant=quant)
+    package = open_package(tmp_path / "pkg")
+    assert package.config.n_layers == 2
 
 
 def test_same_bytes_every_time(gguf_file: Path, tmp_path: Path) -> None:
