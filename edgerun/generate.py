@@ -61,9 +61,12 @@ class Generation(Iterator[Piece]):
 
     text, token_ids: what has come so far (``read`` finishes first). finish_reason: "stop" (end-of-text token or stop
     string), "length" (max_tokens or the context is full), "cancelled" (``stop`` was called), None while it goes on.
+    continuation: the text goes on from the prompt's, so a leading space counts.
     """
 
-    def __init__(self, session: Session, prompt: Sequence[int], options: SamplingOptions) -> None:
+    def __init__(
+        self, session: Session, prompt: Sequence[int], options: SamplingOptions, *, continuation: bool
+    ) -> None:
         self.session = session
         self.options = options
         self.prompt = tuple(prompt)
@@ -72,6 +75,7 @@ class Generation(Iterator[Piece]):
         self.finish_reason: FinishReason | None = None
         self.timings = Timings(prompt_tokens=len(prompt))
         self._stopped = False
+        self._stream = TextStream(session.model.tokenizer, options.stop, continuation=continuation)
         self._pieces = self._run()
 
     def __next__(self) -> Piece:
@@ -101,7 +105,7 @@ class Generation(Iterator[Piece]):
             self.finish_reason = "cancelled" if logits is None else "length"
             return
         ends = frozenset() if options.ignore_eos else model.tokenizer.eos_ids
-        stream = TextStream(model.tokenizer, options.stop)
+        stream = self._stream
         sampler = Sampler(model.kernels, options, model.vocab_size, self.prompt)
         waiting: list[int] = []
         while True:

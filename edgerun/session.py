@@ -88,7 +88,7 @@ class Session:
         SamplingOptions. Tokens are computed as the Generation is iterated. Raises ContextError, OptionError at once.
         """
         ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-        return self._begin(ids, SamplingOptions.merged(options, changes))
+        return self._begin(ids, SamplingOptions.merged(options, changes), continuation=True)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], options: SamplingOptions | None = None, **changes: Any
@@ -96,18 +96,18 @@ class Session:
         """Answers a conversation: mappings with ``role`` and ``content``, written by the model's own chat template."""
         text = self.model.tokenizer.apply_chat_template(messages)
         ids = self.model.tokenizer.encode(text, add_bos=False)
-        return self._begin(ids, SamplingOptions.merged(options, changes))
+        return self._begin(ids, SamplingOptions.merged(options, changes), continuation=False)
 
     # --- the inside ---------------------------------------------------------------------------------------------------
 
-    def _begin(self, ids: list[int], options: SamplingOptions) -> Generation:
+    def _begin(self, ids: list[int], options: SamplingOptions, continuation: bool) -> Generation:
         options.check_vocabulary(self.model.vocab_size)
         if not ids:
             raise OptionError("the prompt is empty and this model has no token that begins a text; write something")
         self._checked(ids, held=0)
         if self._generation is not None:
             self._generation.stop()
-        self._generation = Generation(self, ids, options)
+        self._generation = Generation(self, ids, options, continuation=continuation)
         return self._generation
 
     def reuse(self, ids: Sequence[int]) -> int:
