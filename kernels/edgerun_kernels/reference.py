@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import GROUP, PAGE, ROWS, activation_bytes
+from .record import GROUP, PAGE, ROWS, SECOND_TERM, activation_bytes
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
 EXP_RANGE = (-87.0, 88.0)
 """The kernels' exp clamps its argument to this."""
+
+
+def _rounded(x: Any) -> F32:
+    return np.asarray(x, np.float32)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -78,21 +82,29 @@ def rms_norm(x: F32, w: F32, epsilon: float) -> F32:
     with np.errstate(over="ignore"):
         squares = (x.astype(np.float64) ** 2).sum(1, keepdims=True).astype(np.float32)
     scale = 1 / np.sqrt(squares.astype(np.float64) / x.shape[1] + epsilon)
-    return (x * scale * w).astype(np.float32)
+    return _rounded(x * scale * w)
 
 
 class Quantised(NamedTuple):
-    """Activations in groups of 32: values int8 [rows, 32 G] in -127..127, scales float32 [rows, G], sums float32
-    [rows, G] = scale * sum of the group's values."""
+    """Activations in groups of 32, of one int8 term or two: terms int8 [rows, 1 or 2, 32 G] in -127..127, scales
+    float32 [rows, G], sums float32 [rows, G] = scale * sum of the group's ``integers``."""
 
-    values: NDArray[np.int8]
+    terms: NDArray[np.int8]
     scales: F32
     sums: F32
 
+    def integers(self) -> NDArray[np.int64]:
+        """What times scale is the activation, int64 [rows, 32 G]: first, or SECOND_TERM * first + second."""
+        wide = self.terms.astype(np.int64)
+        return wide[:, 0] if wide.shape[1] == 1 else SECOND_TERM * wide[:, 0] + wide[:, 1]
 
-def quantize(x: F32) -> Quantised:
-    """x [rows, k], padded with zeros to whole groups: value = round(x * (127 / s)), ties to even, scale = s / 127 with
-    s = max|x| of the group; groups with s <= 1e-30 become 0. Bit for bit what the kernel gives."""
+
+def quantize(x: F32, terms: int = 1) -> Quantised:
+    """x [rows, k], padded with zeros to whole groups, bit for bit as the kernel does it.
+
+    With s = max|x| of a group: first = round(x * (127 / s)), ties to even, and scale = s / 127; the second term is what
+    rounding left, in SECOND_TERM parts, and the scale then that much smaller. Groups with s <= 1e-30 become 0.
+    """
     rows, k = x.shape
     groups = np.zeros((rows, -(-k // GROUP) * GROUP), np.float32)
     groups[:, :k] = x
@@ -100,17 +112,21 @@ def quantize(x: F32) -> Quantised:
     largest = np.abs(groups).max(2)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.where(largest > np.float32(1e-30), np.float32(127) / largest, np.float32(0))
-    values = np.rint(groups * inverse[:, :, None]).astype(np.int8)
-    scales = largest / np.float32(127)
-    sums = scales * values.sum(2, dtype=np.int32).astype(np.float32)
-    return Quantised(values.reshape(rows, -1), scales, sums)
+    scaled = groups * inverse[:, :, None]
+    parts, scales = [np.rint(scaled)], largest / np.float32(127)
+    if terms == 2:
+        parts.append(np.rint((scaled - parts[0]) * np.float32(SECOND_TERM)))
+        scales = scales / np.float32(SECOND_TERM)
+    result = Quantised(np.stack(parts, 1).astype(np.int8).reshape(rows, terms, -1), scales, scales)
+    totals = result.integers().reshape(rows, -1, GROUP).sum(2)
+    return result._replace(sums=scales * totals.astype(np.float32))
 
 
 def activation_rows(x: Quantised) -> NDArray[np.uint8]:
-    """The bytes that ``quantize`` writes, uint8 [rows, activation_bytes(k)]; zeros after the sums."""
-    packed = np.zeros((len(x.values), activation_bytes(x.values.shape[1])), np.uint8)
-    parts = [np.ascontiguousarray(part).view(np.uint8) for part in x]
-    joined = np.concatenate(parts, axis=1)
+    """The bytes that ``quantize`` writes, uint8 [rows, activation_bytes(k, terms)]; zeros after the sums."""
+    rows, terms, k = x.terms.shape
+    packed = np.zeros((rows, activation_bytes(k, terms)), np.uint8)
+    joined = np.concatenate([np.ascontiguousarray(part).reshape(rows, -1).view(np.uint8) for part in x], axis=1)
     packed[:, : joined.shape[1]] = joined
     return packed
 
@@ -120,7 +136,7 @@ def activation_rows(x: Quantised) -> NDArray[np.uint8]:
 
 def _group_dots(x: Quantised, weights: NDArray[np.int64]) -> NDArray[np.int64]:
     """Exact integer dot products, int64 [rows, N, G]."""
-    a = x.values.astype(np.int64).reshape(len(x.values), -1, GROUP)
+    a = x.integers().reshape(len(x.terms), -1, GROUP)
     dots: NDArray[np.int64] = np.einsum("rgc,ngc->rng", a, weights.reshape(len(weights), -1, GROUP))
     return dots
 
@@ -130,18 +146,18 @@ def linear_q4(x: Quantised, q: Array, d: Array, m: Array | None) -> F32:
     scale = row_scales(d).astype(np.float64)
     low = row_scales(m).astype(np.float64) if m is not None else -8 * scale
     y = (_group_dots(x, nibbles(q)) * x.scales[:, None, :].astype(np.float64) * scale).sum(2)
-    return (y + x.sums.astype(np.float64) @ low.T).astype(np.float32)
+    return _rounded(y + x.sums.astype(np.float64) @ low.T)
 
 
 def linear_q8(x: Quantised, q: Array, d: Array) -> F32:
     """float32 [rows, 16 Nb]: sum over groups of d * scale * dot(q, values)."""
     dots = _group_dots(x, int8_rows(q)) * x.scales[:, None, :].astype(np.float64)
-    return (dots * row_scales(d)).sum(2).astype(np.float32)
+    return _rounded((dots * row_scales(d)).sum(2))
 
 
 def linear(x: F32, w: F32) -> F32:
     """x [rows, K] times dequantised weights [N, >= K]: float32 [rows, N]. The float-activation kernels, all formats."""
-    return (x.astype(np.float64) @ w[:, : x.shape[1]].astype(np.float64).T).astype(np.float32)
+    return _rounded(x.astype(np.float64) @ w[:, : x.shape[1]].astype(np.float64).T)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -187,7 +203,7 @@ def attention(q: F32, keys: Array, values: Array, position: int) -> F32:
     scores[np.broadcast_to(hidden[:, None, None, :], scores.shape)] = -np.inf
     p = np.exp(scores - scores.max(3, keepdims=True))
     y = np.einsum("rhgt,htd->rhgd", p / p.sum(3, keepdims=True), values.astype(np.float64))
-    return y.reshape(rows, n_heads, dim).astype(np.float32)
+    return _rounded(y.reshape(rows, n_heads, dim))
 
 
 # --- elementwise ------------------------------------------------------------------------------------------------------
@@ -206,7 +222,7 @@ def silu(x: Array) -> NDArray[np.float64]:
 
 def swiglu(gate: F32, up: F32) -> F32:
     """silu(gate) * up."""
-    return (silu(gate) * up).astype(np.float32)
+    return _rounded(silu(gate) * up)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

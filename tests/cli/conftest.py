@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,20 +11,28 @@ from pathlib import Path
 
 import pytest
 
+from edgerun_exporters import export
+from tests.hub.checkpoints_made import safetensors_folder
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package with random weights, a chat template and a context of 128 tokens."""
-    from edgerun_exporters import export
-    from tests.hub.checkpoints_made import safetensors_folder
-
+    """A package with random weights, a chat template and a context of 512 tokens."""
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "checkpoint").mkdir()
-    export(safetensors_folder(folder / "checkpoint"), folder / "package")
+    export(checkpoint(folder / "checkpoint"), folder / "package")
     return folder / "package"
+
+
+def checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A folder of safetensors with random weights."""
+    folder.mkdir()
+    safetensors_folder(folder, seed)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    return folder
 
 
 def environment() -> dict[str, str]:

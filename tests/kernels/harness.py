@@ -1,0 +1,199 @@
+"""Calls compiled kernels on numpy arrays: records from keyword arguments, buffers between guards, hostile padding.
+
+Every buffer is an allocation of its own and the run's ARENA is 0, so that offsets are plain addresses. Whatever a
+kernel must not touch holds POISON, which is NaN as float32 and float16: reading it spoils the result, writing it is
+found when the ``Memory`` closes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from numpy.typing import NDArray
+
+from edgerun_kernels.load import Kernels, kernels
+from edgerun_kernels.record import Field, Run
+from edgerun_kernels.targets import usable
+from edgerun_kernels.team import Team, aligned
+
+Array = NDArray[Any]
+ISAS = [target.name for target in usable()]
+THREADS = (1, 2, 3)
+GUARD = 256
+POISON = 0xFF
+EPS = 2.0**-24
+"""Largest relative error of one float32 operation."""
+TINY = 1e-37
+"""Absolute slack for what underflows."""
+
+every_isa = pytest.mark.parametrize("isa", ISAS)
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    """Hypothesis settings: at most ``count`` examples, the same ones every time on CI."""
+    return settings(max_examples=count, deadline=None, derandomize="CI" in os.environ)
+
+
+class Memory:
+    """Buffers between guards; leaving the context checks that no guard and no gap between rows was written."""
+
+    def __init__(self) -> None:
+        self._guarded: list[tuple[Array, Array]] = []  # (whole allocation, mask of the bytes that must stay poison)
+        self._kept: list[Array] = []
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None:
+            self.check()
+
+    def check(self) -> None:
+        for whole, guard in self._guarded:
+            written = np.flatnonzero(guard & (whole != POISON))
+            assert written.size == 0, (
+                f"written outside its buffer, at {written[:8] - GUARD} of {len(whole) - 2 * GUARD}"
+            )
+
+    def room(self, shape: tuple[int, ...], dtype: Any, gap: int = 0) -> Array:
+        """An uninitialised (poisoned) array; with ``gap``, rows (first axis) lie that many guarded bytes apart."""
+        item = np.dtype(dtype).itemsize
+        row = item * int(np.prod(shape[1:], dtype=np.int64))
+        whole = aligned(2 * GUARD + shape[0] * (row + gap))
+        whole[:] = POISON
+        guard = np.ones(len(whole), bool)
+        guard[GUARD:-GUARD].reshape(shape[0], row + gap)[:, :row] = False
+        self._guarded.append((whole, guard))
+        inside = whole[GUARD:-GUARD].view(dtype)
+        strides = (row + gap, *np.empty(shape[1:], dtype).strides)
+        return np.lib.stride_tricks.as_strided(inside, shape, strides)
+
+    def hold(self, values: Array, gap: int = 0) -> Array:
+        """A copy of ``values`` between guards."""
+        copy = self.room(values.shape, values.dtype, gap)
+        copy[...] = values
+        return copy
+
+    def rows(self, values: Array, multiple: int = 32, gap: int = 64) -> Array:
+        """Float rows [rows, k], padded with zeros to a multiple of columns, poison from row to row."""
+        padded = self.room((values.shape[0], -(-values.shape[1] // multiple) * multiple), values.dtype, gap)
+        padded[...] = 0
+        padded[:, : values.shape[1]] = values
+        return padded
+
+    def op(self, **fields: Array | float | int) -> int:
+        """An op record's address; arrays stand for their addresses, floats for their bits."""
+        record = aligned(8 * Field.COUNT).view(np.int64)
+        for name, value in fields.items():
+            record[Field[name]] = _integer(value)
+        self._kept += [record, *(v for v in fields.values() if isinstance(v, np.ndarray))]
+        return address(record)
+
+    def run(self, **fields: Array | int) -> int:
+        """A run record's address."""
+        record = aligned(8 * Run.COUNT).view(np.int64)
+        barrier = aligned(128)
+        record[Run.BARRIER] = address(barrier)
+        for name, value in fields.items():
+            record[Run[name]] = _integer(value)
+        self._kept += [record, barrier, *(v for v in fields.values() if isinstance(v, np.ndarray))]
+        return address(record)
+
+
+def address(array: Array) -> int:
+    return int(array.ctypes.data)
+
+
+def _integer(value: Array | float | int) -> int:
+    if isinstance(value, np.ndarray):
+        return address(value)
+    if isinstance(value, float):
+        return int(np.float64(value).view(np.int64))
+    return int(value)
+
+
+def stride(rows: Array) -> int:
+    return int(rows.strides[0])
+
+
+def call(isa: str, name: str, op: int, run: int, n_threads: int = 1) -> None:
+    """The op kernel, one thread's part after the other: for kernels without a barrier inside."""
+    kernel = kernels(isa).op(name)
+    for tid in range(n_threads):
+        kernel(op, run, tid, n_threads)
+
+
+_teams: dict[tuple[str, int], Team] = {}
+
+
+def team(isa: str, n_threads: int) -> Team:
+    """A team that lives as long as the tests."""
+    if (isa, n_threads) not in _teams:
+        _teams[isa, n_threads] = Team(kernels(isa), n_threads)
+    return _teams[isa, n_threads]
+
+
+def loaded(isa: str) -> Kernels:
+    return kernels(isa)
+
+
+def linear_op(
+    memory: Memory, x: Array, y: Array, weights: dict[str, Array], n: int, k: int, **fields: Array | int
+) -> int:
+    """The record of a linear layer or, with x unused, of an embedding; ``weights`` as ``layout.pack`` gives them."""
+    payload = weights["w" if "w" in weights else "q"]
+    for suffix, field in (("d", "D"), ("m", "M")):
+        if suffix in weights:
+            fields[field] = memory.hold(weights[suffix])
+    shared = {"X": x, "X_STRIDE": stride(x), "Y": y, "Y_STRIDE": stride(y), "N": n, "K": k}
+    return memory.op(**{**shared, "W": memory.hold(payload), **fields})
+
+
+def within(got: Array, wanted: Array, bound: Array | float) -> None:
+    """Asserts |got - wanted| <= bound + TINY everywhere; NaN is never within."""
+    error = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    allowed = np.broadcast_to(np.asarray(bound, np.float64), error.shape) + TINY
+    if not (error <= allowed).all():
+        worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error / allowed)), error.shape)
+        at = tuple(int(i) for i in worst)
+        raise AssertionError(f"at {at}: got {got[at]!r}, wanted {wanted[at]!r}, may differ by {allowed[at]:.3g}")
+
+
+def same_bits(a: Array, b: Array) -> None:
+    np.testing.assert_array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8))
+
+
+# --- values worth trying ------------------------------------------------------------------------------------------------
+
+PATTERNS = ("normal", "zeros", "negative zero", "equal", "extremes", "subnormal", "tiny", "huge", "mixed", "one")
+
+
+def floats(pattern: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Finite float32 values of a kind; "huge" is 1e30."""
+    normal = rng.standard_normal(shape).astype(np.float32)
+    if pattern == "zeros":
+        return np.zeros(shape, np.float32)
+    if pattern == "negative zero":
+        return np.full(shape, -0.0, np.float32)
+    if pattern == "equal":
+        return np.full(shape, rng.standard_normal(), np.float32)
+    if pattern == "extremes":  # quantise to +-127
+        return rng.choice(np.array([-127, 127], np.float32), shape)
+    if pattern == "subnormal":
+        return (normal * np.float32(1e-40)).astype(np.float32)
+    if pattern == "tiny":
+        return normal * np.float32(1e-30)
+    if pattern == "huge":
+        return np.clip(normal, -1, 1) * np.float32(1e30)
+    if pattern == "mixed":
+        return normal * (10.0 ** rng.integers(-20, 8, shape)).astype(np.float32)
+    if pattern == "one":
+        values = np.zeros(shape, np.float32)
+        values.reshape(-1)[rng.integers(0, values.size)] = -3.5
+        return values
+    return normal
