@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgerun.errors import PackageError
-from edgerun.package.problem import damaged
+from edgerun.package.problem import damaged, shown
 
 FORMAT_VERSION = 1
 FAMILIES = ("llama",)
@@ -97,15 +97,14 @@ def _field(path: Path, found: dict[str, Any], name: str, kind: str) -> Any:
         "str": isinstance(value, str),
     }.get(kind, isinstance(value, dict))
     if not fits:
-        shown = kind if kind in ("int", "float", "bool", "str") else "object"
-        raise damaged(path, f"field {name} is {value!r}, expected {_KINDS[shown]}")
+        raise damaged(path, f"field {name} is {shown(value)}, expected {_KINDS.get(kind, 'an object')}")
     limit = _LIMITS.get(name)
     if limit is not None and not 1 <= value <= limit:
-        raise damaged(path, f"field {name} is {value}, expected 1 to {limit}")
+        raise damaged(path, f"field {name} is {shown(value)}, expected 1 to {limit}")
     return value
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "object": "an object"}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
 def _check_values(path: Path, config: Config) -> None:
@@ -116,9 +115,9 @@ def _check_values(path: Path, config: Config) -> None:
     if config.n_heads % config.n_kv_heads:
         raise damaged(path, f"field n_heads is {config.n_heads}, no multiple of n_kv_heads {config.n_kv_heads}")
     if not (_finite(config.rope_theta) and config.rope_theta > 0):
-        raise damaged(path, f"field rope_theta is {config.rope_theta}, expected a positive number")
+        raise damaged(path, f"field rope_theta is {shown(config.rope_theta)}, expected a positive number")
     if not (_finite(config.rms_norm_eps) and 0 <= config.rms_norm_eps < 1):
-        raise damaged(path, f"field rms_norm_eps is {config.rms_norm_eps}, expected 0 to 1")
+        raise damaged(path, f"field rms_norm_eps is {shown(config.rms_norm_eps)}, expected 0 to 1")
     for group, name in (("source", "format"), ("source", "sha256"), ("quantisation", "linear")):
         if not isinstance(getattr(config, group).get(name), str):
             raise damaged(path, f"field {group}.{name} is no text")

@@ -17,6 +17,11 @@ def quoted(name: str) -> str:
     return repr(_one_line(name, 100))
 
 
+def shown(value: object) -> str:
+    """A value that came from a file, fit for a message."""
+    return _one_line(repr(value), 60)
+
+
 def _one_line(text: str, limit: int) -> str:
     plain = "".join(c if c.isprintable() else "?" for c in text)
     return plain if len(plain) <= limit else plain[:limit] + "…"

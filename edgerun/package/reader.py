@@ -34,7 +34,7 @@ class Package:
 
     folder: Path
     config: Config
-    graph: GraphProto
+    graph: GraphProto = field(repr=False)
     bytes: int
     _tensors: dict[str, Array] = field(repr=False)
 
@@ -70,8 +70,11 @@ def open_package(folder: str | os.PathLike[str]) -> Package:
             if tensor.name not in wanted:
                 raise damaged(path, f"tensor {quoted(tensor.name)} belongs to no node")
             tensors[tensor.name] = reader.view(tensor, wanted[tensor.name].part)
-    except UnicodeDecodeError as error:  # protobuf decodes names when they are read
-        raise damaged(path, f"a name is no UTF-8 ({error.reason})") from error
+    except (UnicodeDecodeError, TypeError, AttributeError) as error:
+        # Protobuf decodes texts when they are read, and some versions give those that are no UTF-8 as bytes.
+        if isinstance(error, UnicodeDecodeError) or _has_broken_text(model):
+            raise damaged(path, "a name is no UTF-8") from error
+        raise
     for name, want in wanted.items():
         if name not in tensors:
             raise damaged(path, f"tensor {quoted(name)} of node {quoted(want.node)} is missing")
@@ -80,6 +83,18 @@ def open_package(folder: str | os.PathLike[str]) -> Package:
     size = sum((root / name).stat().st_size for name in (CONFIG, MODEL, *TEXT_FILES))
     size += sum(len(data) for data in reader.files.values())
     return Package(root, config, model.graph, size, tensors)
+
+
+def _has_broken_text(message: Any) -> bool:
+    """Whether any text of a protobuf message is not UTF-8."""
+    for descriptor, value in message.ListFields():
+        repeated = hasattr(value, "__len__") and not isinstance(value, str | bytes)
+        for item in value if repeated else [value]:
+            if descriptor.type == descriptor.TYPE_MESSAGE and _has_broken_text(item):
+                return True
+            if descriptor.type == descriptor.TYPE_STRING and isinstance(item, bytes):
+                return True
+    return False
 
 
 def _check_files(root: Path) -> None:

@@ -20,7 +20,7 @@ TOLERANCE = 2e-3
 
 
 def run(folder: Path, threads: int = 2, **options: Any) -> npt.NDArray[np.float32]:
-    """Logits of IDS: all but the last twenty of the prompt at once, those with a row of logits each, then one by one."""
+    """Logits of IDS: all but the last twenty at once, with a row of logits each, then one by one."""
     with edgerun.load(folder, threads=threads, compute="float32", cache="f32", **options) as model:
         session = model.session()
         rows = [session.prefill(IDS[: PROMPT - 20]).copy()]
