@@ -1,11 +1,14 @@
-"""What all tests share: the real model, fetched once into the user's own cache, and the text it is measured on."""
+"""What all tests share: a tiny package, the real model (fetched once into the user's own cache), and prose."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+
+from tests.hub.checkpoints_made import safetensors_folder
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,22 @@ def smollm2() -> Path:
 def prose() -> str:
     """About 1,850 words of ordinary English."""
     return (Path(__file__).parent / "data" / "prose.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with random weights, a chat template and a context of 512 tokens."""
+    from edgerun_exporters import export
+
+    folder = tmp_path_factory.mktemp("tiny")
+    export(checkpoint(folder / "checkpoint"), folder / "package")
+    return folder / "package"
+
+
+def checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A folder of safetensors with random weights."""
+    folder.mkdir()
+    safetensors_folder(folder, seed)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    return folder

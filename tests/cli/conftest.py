@@ -1,8 +1,7 @@
-"""A tiny package, and the command line as a process of its own."""
+"""The command line as a process of its own."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,28 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgerun_exporters import export
-from tests.hub.checkpoints_made import safetensors_folder
-
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package with random weights, a chat template and a context of 512 tokens."""
-    folder = tmp_path_factory.mktemp("tiny")
-    export(checkpoint(folder / "checkpoint"), folder / "package")
-    return folder / "package"
-
-
-def checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A folder of safetensors with random weights."""
-    folder.mkdir()
-    safetensors_folder(folder, seed)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
-    return folder
 
 
 def environment() -> dict[str, str]:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from edgerun.cli.main import main
-
-from .conftest import checkpoint
+from tests.conftest import checkpoint
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen. " * 12
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import ROOT, environment, package
+from tests.cli.conftest import ROOT, environment
 
 __all__ = ["package"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
