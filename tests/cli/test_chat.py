@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from edgerun.cache import cache_root
+
 from .conftest import Run, environment
 
 FIXED = ("--temperature", "0", "-n", "8")
@@ -105,7 +107,8 @@ class Terminal:
 
 @pytest.fixture
 def terminal(package: Path, tmp_path: Path) -> Iterator[Terminal]:
-    # The kernels stay where they are; only the history is looked for in a folder of this test's own.
+    # A cache of this test's own, for the history; the compiled kernels are those of everybody.
+    (tmp_path / "kernels").symlink_to(cache_root() / "kernels")
     process = Terminal("chat", str(package), "--temperature", "1", env={"EDGERUN_CACHE": str(tmp_path)})
     try:
         process.wait_for("/help for help")
@@ -121,8 +124,10 @@ def test_a_turn_at_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.wait_for(">>> ")
     terminal.type("/stats\r")
     terminal.wait_for(r"all turns +1")
+    terminal.wait_for(">>> ")
     terminal.type("/nonsense\r")
     terminal.wait_for("error: there is no command /nonsense; /help lists them")
+    terminal.wait_for(">>> ")
     terminal.type("\x04")
     assert terminal.process.wait(timeout=30) == 0
     assert "+Hello" in (tmp_path / "chat_history").read_text()
@@ -130,12 +135,13 @@ def test_a_turn_at_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None:
     terminal.type("Hello\r")
-    terminal.wait_for("Hello\r\n")
+    terminal.wait_for(r"Hello\r+\n.")
     terminal.interrupt()
     terminal.wait_for("tokens?(, [\\d.]+ tokens/s)?, first after [\\d.]+ s(, stopped)?")
     terminal.wait_for(">>> ")
     terminal.type("half\x03")
     terminal.wait_for("Ctrl-D or /exit leaves.")
+    terminal.wait_for(">>> ")
     terminal.type("/exit\r")
     assert terminal.process.wait(timeout=30) == 0
 

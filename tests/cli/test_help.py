@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from typing import get_args
 
+import click
 import pytest
 
 import edgerun
 from edgerun.cli.commands import NAMES, commands
 from edgerun.cli.main import main
+from edgerun.lowering.lower import CacheType, Compute
+from edgerun.model import load
 from edgerun.text.options import SamplingOptions
 
 from .conftest import Run
@@ -45,6 +50,16 @@ def test_defaults_are_the_libraries(capsys: pytest.CaptureFixture[str]) -> None:
     defaults = SamplingOptions()
     assert f"varied. [default: {defaults.temperature}]" in text
     assert f"keeps all. [default: {defaults.top_k}]" in text
+
+
+def test_choices_are_the_libraries() -> None:
+    command = commands.get_command(commands.make_context("edgerun", []), "run")
+    assert command is not None
+    choices = {p.name: tuple(p.type.choices) for p in command.params if isinstance(p.type, click.Choice)}
+    defaults = {p.name: p.default for p in command.params}
+    signature = inspect.signature(load).parameters
+    assert choices["compute"] == get_args(Compute) and choices["cache"] == get_args(CacheType)
+    assert all(defaults[name] == signature[name].default for name in ("compute", "cache"))
 
 
 HEAVY = ("rich", "prompt_toolkit", "jinja2", "numba", "onnxruntime", "onnx", "numpy", "huggingface_hub", "llvmlite")

@@ -88,7 +88,9 @@ def test_stop_strings(package: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["text"] == text[: text.index(letter)] and found["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("arguments", [["--compute", "float32"], ["--cache-type", "f32"], ["--ctx", "64"]])
+@pytest.mark.parametrize(
+    "arguments", [["--compute", "float32"], ["--compute", "int8"], ["--cache-type", "f32"], ["--ctx", "64"]]
+)
 def test_machine_options(arguments: list[str], package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(capsys, package, "Hello", *FIXED, *arguments)["finish_reason"] in ("length", "stop")
 
