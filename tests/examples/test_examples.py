@@ -10,7 +10,6 @@ import pytest
 
 from tests.cli.conftest import ROOT, environment
 
-__all__ = ["package"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
