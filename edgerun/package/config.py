@@ -77,10 +77,10 @@ def read_config(path: Path) -> Config:
 
 def _check_version(path: Path, version: object) -> None:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise damaged(path, f"field format_version is {version!r}, expected {FORMAT_VERSION}")
+        raise damaged(path, f"field format_version is {shown(version)}, expected {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
         raise PackageError(
-            f"{path}: the package has format version {version}, this edgerun reads up to {FORMAT_VERSION}; "
+            f"{path}: the package has format version {shown(version)}, this edgerun reads up to {FORMAT_VERSION}; "
             "upgrade edgerun (pip install --upgrade edgerun)"
         )
 
@@ -109,7 +109,7 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 def _check_values(path: Path, config: Config) -> None:
     if config.family not in FAMILIES:
-        raise damaged(path, f"field family is {config.family!r}, expected one of {', '.join(FAMILIES)}")
+        raise damaged(path, f"field family is {shown(config.family)}, expected one of {', '.join(FAMILIES)}")
     if config.head_dim % 2:
         raise damaged(path, f"field head_dim is {config.head_dim}, expected an even number")
     if config.n_heads % config.n_kv_heads:

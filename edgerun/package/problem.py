@@ -19,7 +19,10 @@ def quoted(name: str) -> str:
 
 def shown(value: object) -> str:
     """A value that came from a file, fit for a message."""
-    return _one_line(repr(value), 60)
+    try:
+        return _one_line(repr(value), 60)
+    except ValueError:  # Python prints no integer of thousands of digits
+        return "a huge number"
 
 
 def _one_line(text: str, limit: int) -> str:
