@@ -116,6 +116,8 @@ def _attention(name, load_lanes, store_lanes, size, copy_one):
             copy_one(column + 16 * size * i, narrow + size * i)
         for i in range(dim):
             store_f32(scratch + 4 * i, load_f32(value + 4 * i))
+        for i in range(dim, padded):
+            store_f32(scratch + 4 * i, ZERO)  # the same bytes whichever thread writes them
         rows = keys + (PAGE + inside) * padded * size
         for i in range(0, padded, 16):
             store_lanes(rows + size * i, load_f32x16(scratch + 4 * i))

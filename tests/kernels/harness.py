@@ -168,7 +168,7 @@ def same_bits(a: Array, b: Array) -> None:
     np.testing.assert_array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8))
 
 
-# --- values worth trying ------------------------------------------------------------------------------------------------
+# --- values worth trying ---------------------------------------------------------------------------------------------
 
 PATTERNS = ("normal", "zeros", "negative zero", "equal", "extremes", "subnormal", "tiny", "huge", "mixed", "one")
 

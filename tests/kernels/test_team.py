@@ -1,0 +1,133 @@
+"""The thread team: many jobs from many threads, parking and waking, too many threads, interrupts, forks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgerun_kernels.record import Control, Field, Op, Run
+from edgerun_kernels.team import Team, aligned
+
+from .harness import ISAS, loaded
+
+LINES = 64
+
+
+class Job:
+    """Reads ones, so that each thread's sum says which part of the memory it took."""
+
+    def __init__(self, n_threads: int, ops: int = 3) -> None:
+        self.memory = aligned(64 * LINES)
+        self.memory.view(np.int32)[:] = 1
+        self.sums = aligned(64 * n_threads)
+        self.tape = np.zeros((ops, Field.COUNT), np.int64)
+        self.tape[:, Field.CODE], self.tape[:, Field.BARRIER] = Op.READ_MEMORY, 1
+        self.tape[:, Field.W], self.tape[:, Field.N] = self.memory.ctypes.data, LINES
+        self.record = np.zeros(Run.COUNT, np.int64)
+        self.record[Run.ARENA], self.record[Run.N_ROWS] = self.sums.ctypes.data, 1
+
+    def run(self, team: Team) -> None:
+        self.sums[:] = 0
+        team.run(int(self.tape.ctypes.data), len(self.tape), int(self.record.ctypes.data))
+        assert self.sums.view(np.int32).sum() == 16 * LINES
+
+
+@pytest.fixture(params=[1, 2, 3, 8])
+def team(request: pytest.FixtureRequest) -> Any:
+    team = Team(loaded(ISAS[0]), request.param)
+    yield team
+    team.close()
+
+
+def test_many_short_jobs(team: Team) -> None:
+    job = Job(team.n_threads)
+    for _ in range(200):
+        job.run(team)
+
+
+def test_workers_park_and_wake(team: Team) -> None:
+    job = Job(team.n_threads)
+    for _ in range(4):
+        job.run(team)
+        time.sleep(0.05)
+    parked = team._block.view(np.int64)[(Control.WORKERS + Control.WORKER_STRIDE * 1) // 8 :: 8]
+    assert parked[: team.n_threads - 1].all(), "idle workers must sleep"
+    job.run(team)
+
+
+def test_callers_take_turns(team: Team) -> None:
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        job = Job(team.n_threads)
+        try:
+            for _ in range(50):
+                job.run(team)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_an_interrupt_leaves_no_worker_in_a_barrier(team: Team, asleep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C right after the job was published: it is finished all the same, and the next one runs."""
+    job = Job(team.n_threads)
+    job.run(team)
+    if asleep:
+        time.sleep(0.05)
+    start = team.kernels.team_start
+
+    def interrupted(*args: int) -> int:
+        start(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(team.kernels, "team_start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            job.run(team)
+    job.run(team)
+
+
+def test_a_forked_child_starts_its_own_workers(team: Team) -> None:
+    job = Job(team.n_threads)
+    job.run(team)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            job.run(team)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    job.run(team)
+
+
+def test_a_closed_team_says_so(team: Team) -> None:
+    job = Job(team.n_threads)
+    before = threading.active_count()
+    team.close()
+    team.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        job.run(team)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before - (team.n_threads - 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before - (team.n_threads - 1)
+
+
+@pytest.mark.parametrize("n_threads", [0, -1, 65])
+def test_impossible_numbers_of_threads(n_threads: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and 64"):
+        Team(loaded(ISAS[0]), n_threads)
