@@ -152,6 +152,8 @@ class _Check:
             raise damaged(self.path, f"{what} in edgerun.json")
         node: NodeProto = self.nodes[self.at]
         self.at += 1
+        if not all(isinstance(text, str) for text in (node.name, *node.input, *node.output)):
+            raise damaged(self.path, "a name is no UTF-8")  # protobuf gives such a name as bytes
         standard = ops[0] in ("Add", "RMSNormalization")
         if node.op_type not in ops or node.domain not in (("", "ai.onnx") if standard else (DOMAIN,)) or node.overload:
             shown = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

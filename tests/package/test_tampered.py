@@ -420,11 +420,16 @@ def test_a_separate_head_that_claims_to_be_tied(tmp_path: Path) -> None:
     assert "node 'output' does not share the embedding's tensors, but tied_embeddings is true" in refused(folder)
 
 
-def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
-    folder = tiny.make(tmp_path)
+@pytest.mark.parametrize("name", ["final_norm", "rope.inv_freq", "SwiGLU", "embedding.weight.q", "layers.1", "length"])
+@pytest.mark.parametrize("initializers", [True, False])
+def test_a_name_that_is_no_utf8(tmp_path: Path, name: str, initializers: bool) -> None:
+    """Everywhere alike, so that the graph stays consistent; also where the tensor of that name is missing."""
+    folder = tiny.make(tmp_path, change=None if initializers else lambda p: p.model.graph.ClearField("initializer"))
     path = folder / "model.onnx"
-    path.write_bytes(path.read_bytes().replace(b"final_norm", b"final\xff\xfeorm"))
-    assert "model.onnx: " in refused(folder)
+    path.write_bytes(path.read_bytes().replace(name.encode(), b"\xff\xfe" + name[2:].encode()))
+    found = refused(folder)
+    what = "function \"edgerun.b'\\\\xff\\\\xfeiGLU'\" is unknown" if name == "SwiGLU" else "a name is no UTF-8"
+    assert found == f"model.onnx: {what}{AGAIN}"
 
 
 # --- anything at all --------------------------------------------------------------------------------------------------
