@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from edgerun.errors import HubError
-from edgerun.hub import resolve
 from tests.cli.conftest import environment
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> str:
-    try:
-        resolve("smollm2")
-    except HubError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"smollm2 cannot be fetched here: {error}")
-    return "smollm2"
 
 
 def edgerun(*arguments: str, python: tuple[str, ...] = (), input: str = "") -> subprocess.CompletedProcess[str]:
@@ -37,21 +24,21 @@ def edgerun(*arguments: str, python: tuple[str, ...] = (), input: str = "") -> s
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
-def test_the_capital_of_france(smollm2: str, threads: str) -> None:
-    result = edgerun("run", smollm2, "--temperature", "0", "--threads", threads, "What is the capital of France?")
+def test_the_capital_of_france(smollm2: Path, threads: str) -> None:
+    result = edgerun("run", "smollm2", "--temperature", "0", "--threads", threads, "What is the capital of France?")
     assert (result.returncode, result.stderr) == (0, "")
     assert "Paris" in result.stdout
 
 
-def test_a_piped_chat(smollm2: str) -> None:
+def test_a_piped_chat(smollm2: Path) -> None:
     result = edgerun("chat", "--temperature", "0", input="What is the capital of France?\nAnd of Italy?\n")
     assert (result.returncode, result.stderr) == (0, "")
     assert "Paris" in result.stdout and "Rome" in result.stdout
 
 
-def test_a_warm_start_imports_no_compiler(smollm2: str) -> None:
-    edgerun("run", smollm2, "-n", "1", "Hello")
-    result = edgerun("run", smollm2, "-n", "1", "Hello", python=("-X", "importtime"))
+def test_a_warm_start_imports_no_compiler(smollm2: Path) -> None:
+    edgerun("run", "smollm2", "-n", "1", "Hello")
+    result = edgerun("run", "smollm2", "-n", "1", "Hello", python=("-X", "importtime"))
     assert result.returncode == 0
     imported = {line.rsplit("|", 1)[-1].strip().partition(".")[0] for line in result.stderr.splitlines()}
     assert "edgerun" in imported
