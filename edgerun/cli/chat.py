@@ -13,7 +13,7 @@ from edgerun.cli.command import command as command_
 from edgerun.cli.command import option
 from edgerun.cli.conversation import Conversation
 from edgerun.cli.options import RuntimeOptions, runtime_options, sampling_options
-from edgerun.cli.terminal import dim, is_interactive, visible, write_answer
+from edgerun.cli.terminal import dim, is_interactive, silent_ctrl_c, visible, write_answer
 from edgerun.cli.text_input import checked, decoded
 from edgerun.errors import EdgerunError
 
@@ -88,18 +88,19 @@ def _talk(chat: Chat, model: Model) -> None:
         try:
             _take_turn(chat, question)
         except EdgerunError as error:
-            click.echo(f"{click.style('error:', fg='red')} {visible(str(error))}", err=True)
+            click.echo(f"{click.style('error:', fg='red')} {visible(str(error))}\n", err=True)
 
 
 def _take_turn(chat: Chat, question: str) -> None:
     name = question.split()[0]
     found = find(question)
     if found is not None:
-        click.echo(dim(visible(perform(chat, name, *found))))
+        click.echo(dim(visible(perform(chat, name, *found))) + "\n")
         return
     if name.startswith("/") and "/" not in name[1:]:
         raise EdgerunError(f"there is no command {name}; /help lists them")
-    generation = answer(chat.session, chat.conversation, question, write_answer, interruptible=True)
+    with silent_ctrl_c():
+        generation = answer(chat.session, chat.conversation, question, write_answer, interruptible=True)
     turn = Turn(len(generation.token_ids), generation.timings)
     chat.turns.append(turn)
     note = {"cancelled": ", stopped", "length": ", cut off at the limit"}.get(generation.finish_reason or "", "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # A model's text may hold escape sequences that move the cursor or rename the window; on a terminal they are shown, not
@@ -28,6 +30,20 @@ def write_answer(text: str) -> None:
     """Writes a piece of a model's answer to standard output at once."""
     sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+@contextmanager
+def silent_ctrl_c() -> Iterator[None]:
+    """Keeps the terminal from writing ^C into an answer that ctrl-C stops. Standard input must be a terminal."""
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    changed = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def dim(text: str) -> str:
