@@ -63,7 +63,7 @@ def weights(package: Package) -> list[Weight]:
     """Every weight of the graph, once, in the order of use. Bytes and shapes are computed from the graph alone."""
     from edgerun.package.operators import OPERATORS
 
-    sizes = {tensor.name: _bytes(tensor) for tensor in package.graph.initializer}
+    sizes = {tensor.name: package.tensor(tensor.name).nbytes for tensor in package.graph.initializer}
     shapes = {tensor.name: tuple(tensor.dims) for tensor in package.graph.initializer}
     found = []
     for node in package.graph.node:
@@ -83,12 +83,6 @@ def weights(package: Package) -> list[Weight]:
             )
         )
     return found
-
-
-def _bytes(tensor: Any) -> int:
-    from onnx import helper
-
-    return math.prod(map(int, tensor.dims)) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _part(name: str, op_type: str) -> str:
