@@ -144,9 +144,9 @@ class _Lowering:
             return
         del self.values[name]
         if all(other.offset != value.offset for other in self.values.values()):  # a residual lives on in its sum
-            self.arena.give(value.offset, value.stride)
+            self.arena.give(value.offset, value.width)
         if value.quantised is not None:
-            self.arena.give(value.quantised, activation_bytes(value.width, self.terms), quantised=True)
+            self.arena.give(value.quantised, value.width, quantised=True)
 
     def _address(self, array: NDArray[Any]) -> int:
         self.arrays.append(array)
@@ -181,7 +181,7 @@ class _Lowering:
 
     def _embed(self, node: Any) -> None:
         fields = self._weights(node)
-        value = Value(self.arena.take(row_bytes(fields["K"])), fields["K"])
+        value = Value(self.arena.take(fields["K"], row_bytes(fields["K"])), fields["K"])
         code = EMBED[str(OPERATORS[node.op_type].weights)]
         self._emit(node.name, code, Y=value.offset, Y_STRIDE=value.stride, **fields)
         self.values[node.output[0]] = value
@@ -195,7 +195,7 @@ class _Lowering:
     def _rmsnormalization(self, node: Any) -> None:
         x = self.values[node.input[0]]
         self._wait()
-        y = Value(self.arena.take(x.stride), x.width, private=True)
+        y = Value(self.arena.take(x.width, x.stride), x.width, private=True)
         final = node.output[0] in self.final
         self._emit(
             node.name,
@@ -227,7 +227,7 @@ class _Lowering:
         if x.quantised is None:
             if not x.private:
                 self._wait()  # other threads wrote parts of the row
-            x.quantised = self.arena.take(stride, quantised=True)
+            x.quantised = self.arena.take(x.width, stride, quantised=True)
             fields = {**self._rows(x, x.quantised, stride), "K": x.width, "TERMS": self.terms, "FLAGS": flags}
             self._emit(f"{name}.quantised", Op.QUANTIZE, **fields)
             self._wait(SEVERAL_ROWS)
@@ -250,7 +250,7 @@ class _Lowering:
             flags = Flag.OUT_ROWS | Flag.LOGITS
             self._emit(node.name, code, **source, Y_STRIDE=_pad(fields["N"], ROWS) * 4, FLAGS=flags, **fields)
             return
-        y = Value(self.arena.take(row_bytes(fields["N"])), fields["N"])
+        y = Value(self.arena.take(fields["N"], row_bytes(fields["N"])), fields["N"])
         y.record = self._emit(node.name, code, **source, Y=y.offset, Y_STRIDE=y.stride, **fields)
         self.values[node.output[0]] = y
 
@@ -297,7 +297,7 @@ class _Lowering:
             self.layer_bytes = n_kv_heads * 2 * PAGE * padded * size
         scratch, private, partials = self.attention_scratch
         self._wait()
-        y = Value(self.arena.take(row_bytes(n_heads * head_dim)), n_heads * head_dim, private=True)
+        y = Value(self.arena.take(n_heads * head_dim, row_bytes(n_heads * head_dim)), n_heads * head_dim, private=True)
         fields = {
             "Y": y.offset,
             "Y_STRIDE": y.stride,

@@ -37,7 +37,7 @@ class Tape:
 class Arena:
     """Plans activation buffers: byte offsets, reused as soon as no thread can still be reading them.
 
-    A buffer goes back to the others of its own row size only, because the zeros that pad a row must stay zero.
+    A buffer goes back to the others of its own width only, because the zeros that pad a row must stay zero.
     """
 
     ALIGNMENT = 64
@@ -55,14 +55,14 @@ class Arena:
         self.size += -(-n_bytes // self.ALIGNMENT) * self.ALIGNMENT
         return offset
 
-    def take(self, stride: int, quantised: bool = False) -> int:
-        """A buffer of max_rows rows of ``stride`` bytes, or one row a thread if that is more."""
-        free = self._free.get((stride, quantised))
+    def take(self, width: int, stride: int, quantised: bool = False) -> int:
+        """A buffer of max_rows rows of ``width`` features in ``stride`` bytes, or one row a thread if that is more."""
+        free = self._free.get((width, quantised))
         return free.pop() if free else self.scratch(stride * max(self.max_rows, self.n_threads))
 
-    def give(self, offset: int, stride: int, quantised: bool = False) -> None:
+    def give(self, offset: int, width: int, quantised: bool = False) -> None:
         """Marks a buffer as read for the last time: free after the next barrier."""
-        self._released.append(((stride, quantised), offset))
+        self._released.append(((width, quantised), offset))
 
     def barrier(self) -> None:
         for key, offset in self._released:

@@ -71,7 +71,8 @@ class Kernels:
 
 def _build_into(folder: Path, isa: str) -> str:
     """Compiles one object in a process of its own; gives what went wrong, or nothing."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(objects.HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    paths = [str(objects.HERE.parent), os.environ.get("PYTHONPATH")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     command = [sys.executable, "-m", "edgerun_kernels.build", "--out", str(folder), "--isa", isa]
     try:
         subprocess.run(command, check=True, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -52,11 +52,12 @@ class Team:
 
         Sets the run record's barrier field. Thread-safe. The memory must stay alive until the call returns.
         """
+        if os.getpid() != self._pid:  # another thread of the parent may have held the lock when it forked
+            self._lock = threading.Lock()
+            self._start()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the thread team is closed")
-            if os.getpid() != self._pid:
-                self._start()
             ctypes.c_int64.from_address(run + 8 * Run.BARRIER).value = self.barrier
             try:
                 if self.kernels.team_start(self._address, tape, n_ops, run, self.n_threads):

@@ -1,6 +1,6 @@
 """Speed beside llama.cpp: the same GGUF, the same threads, in turn; medians and their ratio.
 
-    python tests/benchmarks/against_llama_cpp.py LLAMA_BENCH MODEL.gguf [--threads 1,2] [--prompt N] [--gen N] [--runs N]
+    python tests/benchmarks/against_llama_cpp.py LLAMA_BENCH MODEL.gguf [--threads 1,2] [--prompt N] [--gen N]
 
 LLAMA_BENCH is llama.cpp's program of that name. Every run is a process of its own on both sides; the pair of a run is
 taken back to back, so that a machine that slows down slows both. Prints a table; --json prints one object instead.
