@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -82,11 +83,19 @@ def command(
 ) -> None:
     """Measure prefill and decode of MODEL with random tokens, as llama-bench does, and how fast memory can be read."""
     from edgerun.benchmark import Plan, benchmark
+    from edgerun.errors import OptionError
     from edgerun.model import default_threads
+    from edgerun.package.config import read_config
 
     plan = Plan(prompt, gen, depths, repeat)
     folder = str(resolve(model))
     room = context or plan.context
+    limit = min(room, read_config(Path(folder) / "edgerun.json").context_length)
+    if plan.context > limit:
+        raise OptionError(
+            f"depth {max(depths)} and prompt or gen {max(prompt, gen)} want {plan.context} tokens, but the context has "
+            f"{limit}; measure less"
+        )
 
     def load(count: int) -> Any:
         return RuntimeOptions(count, room, compute, cache).load(folder)

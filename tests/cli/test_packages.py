@@ -117,4 +117,5 @@ def test_bench(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bench_beyond_the_context(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(package), "--depth", "9999"]) == 1
-    assert "512" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "depth 9999 and prompt or gen 512 want 10511 tokens, but the context has 512; measure less" in error
