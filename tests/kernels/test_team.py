@@ -124,7 +124,7 @@ def test_a_closed_team_says_so(team: Team) -> None:
     deadline = time.monotonic() + 5
     while threading.active_count() > before - (team.n_threads - 1) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before - (team.n_threads - 1)
+    assert threading.active_count() <= before - (team.n_threads - 1)
 
 
 @pytest.mark.parametrize("n_threads", [0, -1, 65])
