@@ -27,6 +27,7 @@ from .simd.ops import (
     load_i8x64,
     load_i16x16,
     low_nibbles,
+    prefetch,
     splat,
     store_f32x16,
     to_float,
@@ -35,6 +36,8 @@ from .simd.ops import (
 
 EIGHT = np.float32(-8)
 SECOND = np.float32(SECOND_TERM)
+AHEAD, SCALES_AHEAD = 4096, 512
+"""Bytes by which prefetching runs before the loads, for weights and for their scales."""
 CACHED_ROWS = 64
 """Rows whose activations stay in the cache while the weights stream past."""
 
@@ -177,6 +180,14 @@ def _format(one, two, four, has_offset, offset, group_bytes):
         return acc
 
     @inner
+    def fetch_ahead(w, d, m):
+        """One row reads weights from memory only once, faster than the hardware's own prefetch goes ahead."""
+        for line in range(0, group_bytes, 64):
+            prefetch(w + AHEAD + line)
+        prefetch(d + SCALES_AHEAD)
+        prefetch(m + SCALES_AHEAD)
+
+    @inner
     def both(first, second):
         return fma(first, splat(SECOND), second)
 
@@ -185,6 +196,7 @@ def _format(one, two, four, has_offset, offset, group_bytes):
         acc = splat(ZERO)
         scales, sums = x + GROUP * n_groups, x + (GROUP + 4) * n_groups
         for g in range(n_groups):
+            fetch_ahead(w + group_bytes * g, d + 32 * g, m + 32 * g)
             scale = f16_to_f32(load_i16x16(d + 32 * g))
             extra = offset(m + 32 * g if m != 0 else 0, scale)
             acc = add(acc, scale, extra, one(w + group_bytes * g, x + GROUP * g), scales + 4 * g, sums + 4 * g)
@@ -196,6 +208,7 @@ def _format(one, two, four, has_offset, offset, group_bytes):
         second = x + GROUP * n_groups
         scales, sums = second + GROUP * n_groups, second + (GROUP + 4) * n_groups
         for g in range(n_groups):
+            fetch_ahead(w + group_bytes * g, d + 32 * g, m + 32 * g)
             scale = f16_to_f32(load_i16x16(d + 32 * g))
             extra = offset(m + 32 * g if m != 0 else 0, scale)
             a, b = two(w + group_bytes * g, x + GROUP * g, second + GROUP * g)
