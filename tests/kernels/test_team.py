@@ -56,6 +56,9 @@ def test_workers_park_and_wake(team: Team) -> None:
         job.run(team)
         time.sleep(0.05)
     parked = team._block.view(np.int64)[(Control.WORKERS + Control.WORKER_STRIDE * 1) // 8 :: 8]
+    deadline = time.monotonic() + 10
+    while not parked[: team.n_threads - 1].all() and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert parked[: team.n_threads - 1].all(), "idle workers must sleep"
     job.run(team)
 
