@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -14,6 +11,7 @@ from edgerun_kernels import load, objects
 from edgerun_kernels.load import SIGNATURES
 from edgerun_kernels.targets import TARGETS
 
+from .elf import built, symbols
 from .harness import ISAS
 
 # The third byte of both encodings: W = 0, any second register, L and the prefix 66.
@@ -22,37 +20,6 @@ INSTRUCTIONS = {
     "avx512_vnni": rb"\x62[\x00-\xff]" + MIDDLE + rb"[\x40-\x5f]\x50",  # EVEX.512.66.0F38.W0 50: vpdpbusd on zmm
     "avx2": rb"\xc4[\x02\x22\x42\x62\x82\xa2\xc2\xe2]" + MIDDLE + rb"\x04",  # VEX.256.66.0F38 04: vpmaddubsw on ymm
 }
-
-
-class Symbol(NamedTuple):
-    name: str
-    section: int  # 0: undefined
-    is_public: bool
-    code: bytes
-
-
-def symbols(elf: bytes) -> Iterator[Symbol]:
-    """The symbols of a little-endian 64-bit object file, functions with their code."""
-    (start,), (count,) = struct.unpack_from("<Q", elf, 40), struct.unpack_from("<H", elf, 60)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", elf, start + 64 * i) for i in range(count)]
-    for table in (section for section in sections if section[1] == 2):
-        names = sections[table[6]][4]
-        for at in range(table[4] + 24, table[4] + table[5], 24):
-            name, info, _, section, value, size = struct.unpack_from("<IBBHQQ", elf, at)
-            text = elf[names + name : elf.index(b"\0", names + name)].decode()
-            begin = sections[section][4] + value if 0 < section < count and info & 15 == 2 else 0
-            yield Symbol(text, section, info >> 4 != 0, elf[begin : begin + size] if begin else b"")
-
-
-def built(isa: str) -> bytes:
-    """The current object, of this machine or of another; skips what has not been built."""
-    if isa in ISAS:
-        load.kernels(isa)  # compiles it, where it is missing
-    for folder in (objects.INSTALLED, objects.cache_root() / "kernels" / objects.source_hash()):
-        code = objects.read(folder / objects.file_name(isa))
-        if code is not None:
-            return code
-    pytest.skip(f"no current object for {isa}")
 
 
 @pytest.mark.parametrize("isa", [target.name for target in TARGETS])

@@ -12,17 +12,8 @@ import pytest
 from edgerun_kernels import load, objects
 from edgerun_kernels.targets import TARGETS, usable
 
+from .elf import built, symbols
 from .harness import ISAS, every_isa
-
-
-def installed(isa: str) -> bytes:
-    loaded = load.kernels(isa)  # compiles it, where it is missing
-    assert loaded.isa == isa
-    for folder in (objects.INSTALLED, objects.cache_root() / "kernels" / objects.source_hash()):
-        code = objects.read(folder / objects.file_name(isa))
-        if code is not None:
-            return code
-    raise AssertionError("no object although it was loaded")
 
 
 def test_a_damaged_or_stale_object_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,33 +35,15 @@ def test_a_damaged_or_stale_object_is_not_read(tmp_path: Path, monkeypatch: pyte
 @every_isa
 def test_objects_need_nothing_but_sched_yield(isa: str) -> None:
     """The names in the string table: our own functions, sections, and one function of the C library."""
-    strings = _symbols(installed(isa))
-    outside = {s for s in strings if not s.startswith(("edgerun_", "_ZN", ".", "$"))} - {""}
+    names = {symbol.name for symbol in symbols(built(isa)) if symbol.is_public}
+    outside = {s for s in names if not s.startswith(("edgerun_", "_ZN", ".", "$"))} - {""}
     assert outside <= {"sched_yield", "<string>", "_GLOBAL_OFFSET_TABLE_"}, outside
-
-
-def _symbols(code: bytes) -> set[str]:
-    """The names of the undefined and public symbols of a little-endian 64-bit ELF file."""
-    import struct
-
-    start, size, count = (struct.unpack_from("<Q", code, 40)[0], *struct.unpack_from("<HH", code, 58))
-    sections = [struct.unpack_from("<IIQQQQIIQQ", code, start + i * size) for i in range(count)]
-    names = set()
-    for section in sections:
-        if section[1] == 2:  # SHT_SYMTAB
-            strings = sections[section[6]]
-            for offset in range(section[4], section[4] + section[5], 24):
-                name, info = struct.unpack_from("<IB", code, offset)
-                if info >> 4:  # not local
-                    begin = strings[4] + name
-                    names.add(code[begin : code.index(b"\0", begin)].decode())
-    return names
 
 
 @pytest.mark.skipif("avx512_vnni" not in ISAS, reason="an AVX-512 VNNI object is loaded only where it can run")
 def test_the_dot_instruction_is_there() -> None:
     """vpdpbusd on 512-bit registers: EVEX.512.66.0F38.W0 50."""
-    code = installed("avx512_vnni")
+    code = built("avx512_vnni")
     found = sum(
         code[i + 4] == 0x50 and code[i + 1] & 7 == 2 and code[i + 2] & 3 == 1 and code[i + 3] >> 5 & 3 == 2
         for i in range(len(code) - 5)
@@ -110,7 +83,7 @@ def test_without_objects_and_numba_it_says_what_to_do(monkeypatch: pytest.Monkey
 
 def test_a_missing_object_is_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isa = ISAS[0]
-    code = installed(isa)
+    code = built(isa)
     monkeypatch.setattr(objects, "INSTALLED", tmp_path / "nothing")
     monkeypatch.setenv("EDGERUN_CACHE", str(tmp_path))
     objects.write(tmp_path / "kernels" / objects.source_hash() / objects.file_name(isa), code)
