@@ -44,7 +44,7 @@ def load(
     *,
     threads: int | None = None,
     context: int | None = None,
-    compute: Compute = "int16",
+    compute: Compute = "mixed",
     cache: CacheType = "f16",
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
@@ -68,7 +68,7 @@ class Model:
         *,
         threads: int | None = None,
         context: int | None = None,
-        compute: Compute = "int16",
+        compute: Compute = "mixed",
         cache: CacheType = "f16",
     ) -> None:
         _check_choice("compute", compute, get_args(Compute))

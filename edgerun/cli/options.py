@@ -24,7 +24,7 @@ class RuntimeOptions:
 
     threads: int | None
     context: int | None
-    compute: Literal["int16", "int8", "float32"]
+    compute: Literal["mixed", "int16", "int8", "float32"]
     cache: Literal["f16", "f32"]
 
     def load(self, model: str) -> Model:
@@ -64,8 +64,8 @@ context_option = _machine(
 )
 compute_option = _machine(
     "--compute",
-    type=click.Choice(["int16", "int8", "float32"]),
-    default="int16",
+    type=click.Choice(["mixed", "int16", "int8", "float32"]),
+    default="mixed",
     show_default=True,
     help="Arithmetic of the linear layers' inputs: int16 is as good as exact, int8 is coarser, float32 slow and exact.",
 )

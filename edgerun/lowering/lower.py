@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from edgerun.errors import PackageError
 from edgerun.lowering.tape import Arena, Tape, attention_scratch_bytes
 from edgerun.package.operators import OPERATORS
-from edgerun_kernels.record import GROUP, MAX_CHUNKS, PAGE, ROWS, Field, Flag, Op, activation_bytes
+from edgerun_kernels.record import GROUP, MAX_CHUNKS, PAGE, ROWS, TILE_ROWS, Field, Flag, Op, activation_bytes
 
 if TYPE_CHECKING:
     from edgerun.package.reader import Package
 
-Compute = Literal["int16", "int8", "float32"]
+Compute = Literal["mixed", "int16", "int8", "float32"]
 CacheType = Literal["f16", "f32"]
 
+THRESHOLDS = {"mixed": 8.0, "int16": 0.0, "int8": np.inf}
+"""Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8."""
 ALWAYS, SEVERAL_ROWS = 1, 2
 EMBED = {"q4": Op.EMBED_Q4, "q4m": Op.EMBED_Q4, "q8": Op.EMBED_Q8, "f32": Op.EMBED_F32}
 LINEAR = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "f32": Op.LINEAR_F32}
@@ -61,7 +63,8 @@ class Value:
 def lower(package: Package, *, n_threads: int, compute: Compute, cache: CacheType, max_rows: int) -> Tape:
     """The tape of a package for teams of ``n_threads`` and runs of up to ``max_rows`` tokens.
 
-    compute: "int16" and "int8" quantise activations in groups of 32 before q4 and q8 layers, "float32" does not.
+    compute: "mixed", "int16" and "int8" quantise activations before q4 and q8 layers (see THRESHOLDS), "float32" does
+    not.
     cache: element type of keys and values. Raises PackageError for a graph that is no decoder of the known form.
     """
     return _Lowering(package, n_threads, compute, cache, max_rows).tape()
@@ -72,7 +75,6 @@ class _Lowering:
         self.package = package
         self.compute = compute
         self.cache = cache
-        self.terms = 2 if compute == "int16" else 1
         self.max_rows = max_rows
         self.n_threads = n_threads
         self.arena = Arena(max_rows, n_threads)
@@ -223,15 +225,16 @@ class _Lowering:
     def _quantised(self, name: str, flags: int) -> dict[str, int]:
         """The int8 form of a value, made where it is first wanted."""
         x = self.values[name]
-        stride = activation_bytes(x.width, self.terms)
+        tile, row = activation_bytes(x.width, TILE_ROWS), activation_bytes(x.width, 1)
         if x.quantised is None:
             if not x.private:
                 self._wait()  # other threads wrote parts of the row
-            x.quantised = self.arena.take(x.width, stride, quantised=True)
-            fields = {**self._rows(x, x.quantised, stride), "K": x.width, "TERMS": self.terms, "FLAGS": flags}
-            self._emit(f"{name}.quantised", Op.QUANTIZE, **fields)
+            x.quantised = self.arena.take_tiles(x.width, tile, row)
+            fields = self._rows(x, x.quantised, tile) | {"Y_PRIVATE": row}
+            threshold = int(np.float64(THRESHOLDS[self.compute]).view(np.int64))
+            self._emit(f"{name}.quantised", Op.QUANTIZE, **fields, K=x.width, THRESHOLD=threshold, FLAGS=flags)
             self._wait(SEVERAL_ROWS)
-        return {"X": x.quantised, "X_STRIDE": stride, "X_PRIVATE": stride, "TERMS": self.terms}
+        return {"X": x.quantised, "X_STRIDE": tile, "X_PRIVATE": row}
 
     def _linear(self, node: Any) -> None:
         name = node.input[0]

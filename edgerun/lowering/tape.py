@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun_kernels.record import CHUNK, QUERY_TILE
+from edgerun_kernels.record import CHUNK, QUERY_TILE, TILE_ROWS
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,16 @@ class Arena:
         self.size += -(-n_bytes // self.ALIGNMENT) * self.ALIGNMENT
         return offset
 
-    def take(self, width: int, stride: int, quantised: bool = False) -> int:
+    def take(self, width: int, stride: int) -> int:
         """A buffer of max_rows rows of ``width`` features in ``stride`` bytes, or one row a thread if that is more."""
-        free = self._free.get((width, quantised))
+        free = self._free.get((width, False))
         return free.pop() if free else self.scratch(stride * max(self.max_rows, self.n_threads))
+
+    def take_tiles(self, width: int, tile: int, row: int) -> int:
+        """A buffer of quantised tiles of ``tile`` bytes for max_rows rows, or of ``row`` bytes a thread."""
+        free = self._free.get((width, True))
+        size = max(tile * -(-self.max_rows // TILE_ROWS), row * self.n_threads)
+        return free.pop() if free else self.scratch(size)
 
     def give(self, offset: int, width: int, quantised: bool = False) -> None:
         """Marks a buffer as read for the last time: free after the next barrier."""

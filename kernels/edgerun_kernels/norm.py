@@ -1,15 +1,26 @@
-"""RMS normalisation and the quantisation of activations to int8 in groups of 32."""
+"""RMS normalisation and the quantisation of activations to int8 in groups of 32, with a second term for outliers."""
 
 import numpy as np
 
 from .kernel import inner, op_kernel
 from .linear import input_address, n_rows
 from .math import ZERO, share
-from .record import GROUP, SECOND_TERM, Field, Flag, Run
+from .record import (
+    GROUP,
+    SECOND_TERM,
+    TILE_HEADER,
+    TILE_ROWS,
+    Field,
+    Flag,
+    Run,
+    first_stride,
+    second_stride,
+)
 from .simd.ops import (
     field,
     field_f64,
     fma,
+    load_f32,
     load_f32x16,
     max_f32,
     round_to_int,
@@ -17,6 +28,8 @@ from .simd.ops import (
     sqrt,
     store_f32,
     store_f32x16,
+    store_i32,
+    store_i64,
     store_low_bytes,
     sum_f32,
     sum_i32,
@@ -28,15 +41,25 @@ from .simd.ops import (
 LARGEST = np.float32(127)
 ONE = np.float32(1)
 SECOND = np.float32(SECOND_TERM)
+MINUS_EIGHT = np.int32(-8)
 TINY = np.float32(1e-30)
 
 
 @inner
+def tile_share(rows, tid, n_threads):
+    """The tiles of TILE_ROWS rows that are this thread's."""
+    n_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+    return share(n_tiles, tid, n_threads), share(n_tiles, tid + 1, n_threads)
+
+
+@inner
 def row_share(run, rows, tid, n_threads):
-    """The rows of this thread: all of them when one row runs (cheaper than a barrier), else its part."""
+    """The rows of this thread: all of them when one row runs (cheaper than a barrier), else whole tiles, so that what
+    is normalised here is quantised by the same thread."""
     if field(run, Run.N_ROWS) == 1:
         return 0, rows
-    return share(rows, tid, n_threads), share(rows, tid + 1, n_threads)
+    first, last = tile_share(rows, tid, n_threads)
+    return first * TILE_ROWS, min(last * TILE_ROWS, rows)
 
 
 @inner
@@ -73,43 +96,105 @@ def rms_norm(op, run, tid, n_threads):
 
 
 @inner
-def quantize_row(x, y, n_groups, terms):
-    """All first terms, all second terms (if two), all scales, all scaled sums of the groups of 32 of one row.
+def quantize_group(x, y, inverse):
+    """32 values times ``inverse``, rounded, to bytes at ``y``; their sum, and what rounding left of both halves."""
+    u, v = load_f32x16(x) * splat(inverse), load_f32x16(x + 64) * splat(inverse)
+    p, q = round_to_int(u), round_to_int(v)
+    store_low_bytes(y, p)
+    store_low_bytes(y + 16, q)
+    return sum_i32(p + q), u - to_float(p), v - to_float(q)
 
-    One term: q = round(x / s), s = max|x| / 127. Two: the rest x / s - q, at most 1/2, in SECOND_TERM parts.
-    """
-    second = y + GROUP * n_groups
-    scales = y + terms * GROUP * n_groups
-    sums = scales + 4 * n_groups
-    for g in range(n_groups):
-        u, v = load_f32x16(x + 4 * GROUP * g), load_f32x16(x + 4 * GROUP * g + 64)
-        largest = max_f32(vmax(vabs(u), vabs(v)))
-        scale = largest / LARGEST
-        inverse = splat(LARGEST / largest if largest > TINY else ZERO)
-        u, v = u * inverse, v * inverse
-        p, q = round_to_int(u), round_to_int(v)
-        store_low_bytes(y + GROUP * g, p)
-        store_low_bytes(y + GROUP * g + 16, q)
-        total = np.float32(sum_i32(p + q))
-        if terms == 2:
-            r = round_to_int((u - to_float(p)) * splat(SECOND))
-            t = round_to_int((v - to_float(q)) * splat(SECOND))
-            store_low_bytes(second + GROUP * g, r)
-            store_low_bytes(second + GROUP * g + 16, t)
-            total = total * SECOND + np.float32(sum_i32(r + t))
-            scale = scale / SECOND
-        store_f32(scales + 4 * g, scale)
-        store_f32(sums + 4 * g, scale * total)
+
+def _quantize_tile(rows):
+    """``quantize_tile(x, stride, count, y, n_groups, threshold)`` for ``count`` rows of a tile of ``rows``."""
+    stride_1, stride_2 = first_stride(rows), second_stride(rows)
+    limits = 8  # the rows' limits lie in the header, behind the number of second terms
+
+    @inner
+    def limit(x, n_groups, threshold):
+        acc = splat(ZERO)
+        for i in range(0, GROUP * n_groups, 16):
+            v = load_f32x16(x + 4 * i)
+            acc = acc + v * v
+        return threshold * sqrt(sum_f32(acc) / np.float32(GROUP * n_groups))
+
+    @inner
+    def quantize_tile(x, stride, count, y, n_groups, threshold):
+        for r in range(count):
+            store_f32(y + limits + 4 * r, limit(x + r * stride, n_groups, threshold))
+        n_second = 0
+        second_0 = y + TILE_HEADER + stride_1 * n_groups
+        for g in range(n_groups):
+            first, second = y + TILE_HEADER + stride_1 * g, second_0 + stride_2 * n_second
+            scales_1, offsets_1, sums_1 = (
+                first + GROUP * rows,
+                first + (GROUP + 4) * rows,
+                first + (GROUP + 8) * rows,
+            )
+            scales_2, offsets_2 = second + 8 + GROUP * rows, second + 8 + (GROUP + 4) * rows
+            has_second = False
+            for r in range(rows):
+                terms_1, terms_2 = first + GROUP * r, second + 8 + GROUP * r
+                scale, total, total_2, value = ZERO, np.int32(0), np.int32(0), ZERO
+                if r < count:
+                    group = x + r * stride + 4 * GROUP * g
+                    largest = max_f32(vmax(vabs(load_f32x16(group)), vabs(load_f32x16(group + 64))))
+                    scale = largest / LARGEST
+                    inverse = LARGEST / largest if largest > TINY else ZERO
+                    total, u, v = quantize_group(group, terms_1, inverse)
+                    value = np.float32(total)
+                    if largest > load_f32(y + limits + 4 * r):
+                        has_second = True
+                        p, q = round_to_int(u * splat(SECOND)), round_to_int(v * splat(SECOND))
+                        store_low_bytes(terms_2, p)
+                        store_low_bytes(terms_2 + 16, q)
+                        total_2 = sum_i32(p + q)
+                        value += np.float32(total_2) / SECOND
+                    else:
+                        zero_bytes(terms_2)
+                else:
+                    zero_bytes(terms_1)
+                    zero_bytes(terms_2)
+                store_f32(scales_1 + 4 * r, scale)
+                store_i32(offsets_1 + 4 * r, total * MINUS_EIGHT)
+                store_f32(sums_1 + 4 * r, scale * value)
+                store_f32(scales_2 + 4 * r, scale / SECOND)
+                store_i32(offsets_2 + 4 * r, total_2 * MINUS_EIGHT)
+            if has_second:
+                store_i64(second, g)
+                n_second += 1
+        store_i64(y, n_second)
+
+    return quantize_tile
+
+
+quantize_one, quantize_several = _quantize_tile(1), _quantize_tile(TILE_ROWS)
+
+
+@inner
+def zero_bytes(address):
+    for i in range(0, GROUP, 8):
+        store_i64(address + i, 0)
 
 
 @op_kernel
 def quantize(op, run, tid, n_threads):
-    """float32 rows -> int8 rows with scales and scaled sums (``record.activation_bytes`` each)."""
+    """float32 rows -> tiles of int8 terms, scales, offsets and sums (see ``record``): of one row, or of TILE_ROWS.
+
+    First term: q = round(x / s), s = max|x| / 127 of a group of 32. In groups with max|x| > THRESHOLD * rms(row) the
+    rest x / s - q, at most 1/2, is a second term in SECOND_TERM parts.
+    """
     rows = n_rows(op, run)
-    x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
+    x, y = input_address(op, run, tid), private_output(op, run, tid)
     x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
     n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
-    terms = field(op, Field.TERMS)
-    first, last = row_share(run, rows, tid, n_threads)
-    for row in range(first, last):
-        quantize_row(x0 + row * x_stride, y0 + row * y_stride, n_groups, terms)
+    threshold = np.float32(field_f64(op, Field.THRESHOLD))
+    first, last = tile_share(rows, tid, n_threads)
+    if rows == 1:
+        if field(run, Run.N_ROWS) == 1 or first < last:
+            quantize_one(x, x_stride, 1, y, n_groups, threshold)
+        return
+    for tile in range(first, last):
+        row = tile * TILE_ROWS
+        count = min(TILE_ROWS, rows - row)
+        quantize_several(x + row * x_stride, x_stride, count, y + tile * y_stride, n_groups, threshold)

@@ -12,6 +12,8 @@ GROUP = 32
 """Columns that share a scale, and activations that share a scale."""
 PAGE = 256
 """Positions in a page of the KV cache."""
+TILE_ROWS = 4
+"""Rows that a linear layer takes through the weights together, and that lie together when they are quantised."""
 QUERY_TILE = 4
 """Query rows that attention takes through the keys together."""
 MAX_CHUNKS = 128
@@ -21,7 +23,7 @@ CHUNK = 64
 
 
 SECOND_TERM = 254
-"""An activation of two terms is scale * (SECOND_TERM * first + second); of one term, scale * first."""
+"""An activation is scale * first, and where there is a second term scale * (first + second / SECOND_TERM)."""
 
 
 class Op(IntEnum):
@@ -50,7 +52,7 @@ class Field(IntEnum):
     CODE = 0
     BARRIER = 1  # 0 none, 1 after every run, 2 only when several rows run (one row is computed by every thread itself)
     X = 2  # arena offset of the input
-    X_STRIDE = 3  # from row to row
+    X_STRIDE = 3  # from row to row; of quantised activations from tile to tile
     X_PRIVATE = 4  # from thread to thread when one row runs; 0: shared
     Y = 5
     Y_STRIDE = 6
@@ -77,7 +79,7 @@ class Field(IntEnum):
     SCRATCH = 27  # arena offset of the threads' scratch
     SCRATCH_PRIVATE = 28  # from thread to thread
     UP = 29  # SwiGLU: arena offset of the second input
-    TERMS = 30  # quantised activations: int8 terms, 1 or 2
+    THRESHOLD = 30  # float64 bits; quantisation: groups whose largest is above this times the row's rms get two terms
     COUNT = 32
 
 
@@ -120,7 +122,27 @@ class Control(IntEnum):
     WORKER_STRIDE = 64
 
 
-def activation_bytes(k: int, terms: int) -> int:
-    """Bytes of a quantised row of ``k`` features: int8 terms, float32 scales, float32 scaled sums; whole lines."""
+TILE_HEADER = 64
+"""Bytes before a tile's groups: int64 number of groups that have a second term; the rest is the quantiser's own."""
+
+
+def first_stride(rows: int) -> int:
+    """Bytes of a group of a quantised tile: per row 32 int8, then the rows' float32 scales, int32 offsets (-8 * sum of
+    the integers) and float32 sums (of the values that both terms stand for)."""
+    return rows * (GROUP + 12)
+
+
+def second_start(n_groups: int, rows: int) -> int:
+    """Where the second terms begin: of the groups that have one, in order."""
+    return TILE_HEADER + n_groups * first_stride(rows)
+
+
+def second_stride(rows: int) -> int:
+    """Bytes of a group's second terms: int64 group, per row 32 int8, the rows' float32 scales and int32 offsets."""
+    return 8 + rows * (GROUP + 8)
+
+
+def activation_bytes(k: int, rows: int) -> int:
+    """Bytes of a tile of ``rows`` quantised rows of ``k`` features, 1 or TILE_ROWS; whole lines."""
     groups = -(-k // GROUP)
-    return -(-groups * (terms * GROUP + 8) // 64) * 64
+    return -(-(second_start(groups, rows) + groups * second_stride(rows)) // 64) * 64

@@ -41,23 +41,22 @@ def join(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
 # --- portable: generic LLVM -------------------------------------------------------------------------------------------
 
 
-def _sum_of_four(b: ir.IRBuilder, products: ir.Value) -> ir.Value:
-    quarters = [lanes(b, products, i, 16, 4) for i in range(4)]
-    return b.add(b.add(quarters[0], quarters[1]), b.add(quarters[2], quarters[3]))
-
-
 def portable_dot(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
     """acc[r] += sum of w[4r+j] * x[4r+j], signed bytes."""
-    wide = vec(I32, 64)
-    return b.add(acc, _sum_of_four(b, b.mul(b.sext(w, wide), b.sext(x, wide))))
+    count = acc.type.count
+    wide = vec(I32, 4 * count)
+    products = b.mul(b.sext(w, wide), b.sext(x, wide))
+    quarters = [lanes(b, products, i, count, 4) for i in range(4)]
+    return b.add(acc, b.add(b.add(quarters[0], quarters[1]), b.add(quarters[2], quarters[3])))
 
 
-def same(b: ir.IRBuilder, acc: ir.Value) -> ir.Value:
-    return acc
+def same(b: ir.IRBuilder, value: ir.Value, *others: ir.Value) -> ir.Value:
+    return value
 
 
-def no_bias(b: ir.IRBuilder) -> ir.Value:
-    return ir.Constant(I64, 0)
+def number(value: int) -> Body:
+    """The definition of a constant."""
+    return lambda b: ir.Constant(I64, value)
 
 
 def portable_fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
@@ -67,13 +66,14 @@ def portable_fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.V
 
 def portable_f16_to_f32(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
     """By integer arithmetic, subnormals, infinities and NaN included."""
-    bits = b.zext(half, vec(I32, 16))
-    sign = b.shl(b.and_(bits, const(I32, 16, 0x8000)), const(I32, 16, 16))
-    magnitude = b.shl(b.and_(bits, const(I32, 16, 0x7FFF)), const(I32, 16, 13))
-    scaled = b.fmul(b.bitcast(magnitude, vec(F32, 16)), const(F32, 16, 2.0**112))
-    special = b.icmp_unsigned(">=", magnitude, const(I32, 16, 0x7C00 << 13))
-    value = b.select(special, b.or_(magnitude, const(I32, 16, 0x7F800000)), b.bitcast(scaled, vec(I32, 16)))
-    return b.bitcast(b.or_(value, sign), vec(F32, 16))
+    n = half.type.count
+    bits = b.zext(half, vec(I32, n))
+    sign = b.shl(b.and_(bits, const(I32, n, 0x8000)), const(I32, n, 16))
+    magnitude = b.shl(b.and_(bits, const(I32, n, 0x7FFF)), const(I32, n, 13))
+    scaled = b.fmul(b.bitcast(magnitude, vec(F32, n)), const(F32, n, 2.0**112))
+    special = b.icmp_unsigned(">=", magnitude, const(I32, n, 0x7C00 << 13))
+    value = b.select(special, b.or_(magnitude, const(I32, n, 0x7F800000)), b.bitcast(scaled, vec(I32, n)))
+    return b.bitcast(b.or_(value, sign), vec(F32, n))
 
 
 def portable_f32_to_f16(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -101,14 +101,35 @@ def nothing(b: ir.IRBuilder) -> None:
     return None
 
 
+def cycle_counter(b: ir.IRBuilder) -> ir.Value:
+    return call(b, "llvm.readcyclecounter", I64)
+
+
+def steady_counter(b: ir.IRBuilder) -> ir.Value:
+    """The cycle counter of AArch64 is not for user programs; its timer is."""
+    return call(b, "llvm.readsteadycounter", I64)
+
+
+def both_sizes(bodies: dict[str, Body]) -> dict[str, Body]:
+    """Definitions that serve vectors of 16 lanes and of 8 under both names."""
+    return bodies | {f"{name}_8": body for name, body in bodies.items() if f"{name}_8" in NAMED}
+
+
 PORTABLE: dict[str, Body] = {
-    "dot_u4": portable_dot,
-    "dot_u4_sum": same,
-    "dot_i8": portable_dot,
-    "dot_i8_bias": no_bias,
-    "fma": portable_fma,
-    "f16_to_f32": portable_f16_to_f32,
+    **both_sizes(
+        {
+            "dot_u4_begin": same,
+            "dot_u4": portable_dot,
+            "dot_u4_end": same,
+            "dot_i8": portable_dot,
+            "fma": portable_fma,
+            "f16_to_f32": portable_f16_to_f32,
+        }
+    ),
     "f32_to_f16": portable_f32_to_f16,
+    "dot_i8_bias": number(0),
+    "is_wide": number(0),
+    "ticks": steady_counter,
     "pause": nothing,
 }
 
@@ -121,11 +142,12 @@ def x86_pause(b: ir.IRBuilder) -> None:
 
 
 def native_fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    return call(b, "llvm.fma.v16f32", vec(F32, 16), x, y, z)
+    return call(b, f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
 
 
 def native_f16_to_f32(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
-    return b.fpext(b.bitcast(half, vec(ir.HalfType(), 16)), vec(F32, 16))
+    n = half.type.count
+    return b.fpext(b.bitcast(half, vec(ir.HalfType(), n)), vec(F32, n))
 
 
 def native_f32_to_f16(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -140,63 +162,88 @@ def _pairs(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
     return call(b, "llvm.x86.avx2.pmadd.wd", vec(I32, 8), words, const(I16, 16, 1))
 
 
+def by_halves(one: Body) -> Body:
+    """A definition for 256-bit arguments that serves 512-bit ones, too."""
+
+    def body(b: ir.IRBuilder, *args: ir.Value) -> ir.Value:
+        if args[0].type.count == 8:
+            return one(b, *args)
+        results = [one(b, *(lanes(b, a, h * a.type.count // 2, a.type.count // 2) for a in args)) for h in (0, 1)]
+        return join(b, *results)
+
+    return body
+
+
+def avx2_begin(b: ir.IRBuilder, start: ir.Value) -> ir.Value:
+    return const(I32, start.type.count, 0)
+
+
 def avx2_dot_u4(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
     """Sums pairs in 16 bits: 8 calls hold 8 * 2 * 15 * 127 < 2**15, so a group of 32 columns never overflows."""
-    words = b.bitcast(acc, vec(I16, 32))
-    halves = [_maddubs(b, lanes(b, w, i, 32), lanes(b, x, i, 32)) for i in (0, 32)]
-    return b.bitcast(b.add(words, join(b, *halves)), vec(I32, 16))
+    return b.bitcast(b.add(b.bitcast(acc, vec(I16, 16)), _maddubs(b, w, x)), vec(I32, 8))
 
 
-def avx2_dot_u4_sum(b: ir.IRBuilder, acc: ir.Value) -> ir.Value:
-    words = b.bitcast(acc, vec(I16, 32))
-    return join(b, *(_pairs(b, lanes(b, words, i, 16)) for i in (0, 16)))
+def avx2_end(b: ir.IRBuilder, acc: ir.Value, start: ir.Value) -> ir.Value:
+    return b.add(_pairs(b, b.bitcast(acc, vec(I16, 16))), start)
 
 
 def avx2_dot_i8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
     """|w| times x with w's sign: |w| <= 128 and |x| <= 127, so a pair fits 16 bits."""
-    halves = []
-    for i in (0, 32):
-        left, right = lanes(b, w, i, 32), lanes(b, x, i, 32)
-        size = call(b, "llvm.abs.v32i8", vec(I8, 32), left, ir.Constant(ir.IntType(1), 0))
-        signed = call(b, "llvm.x86.avx2.psign.b", vec(I8, 32), right, left)
-        halves.append(_pairs(b, _maddubs(b, size, signed)))
-    return b.add(acc, join(b, *halves))
+    size = call(b, "llvm.abs.v32i8", vec(I8, 32), w, ir.Constant(ir.IntType(1), 0))
+    signed = call(b, "llvm.x86.avx2.psign.b", vec(I8, 32), x, w)
+    return b.add(acc, _pairs(b, _maddubs(b, size, signed)))
 
 
 AVX2: dict[str, Body] = {
-    "dot_u4": avx2_dot_u4,
-    "dot_u4_sum": avx2_dot_u4_sum,
-    "dot_i8": avx2_dot_i8,
-    "dot_i8_bias": no_bias,
-    "fma": native_fma,
-    "f16_to_f32": native_f16_to_f32,
+    **both_sizes(
+        {
+            "dot_u4_begin": avx2_begin,
+            "dot_u4": by_halves(avx2_dot_u4),
+            "dot_u4_end": by_halves(avx2_end),
+            "dot_i8": by_halves(avx2_dot_i8),
+            "fma": native_fma,
+            "f16_to_f32": native_f16_to_f32,
+        }
+    ),
     "f32_to_f16": native_f32_to_f16,
+    "dot_i8_bias": number(0),
+    "is_wide": number(0),
+    "ticks": cycle_counter,
     "pause": x86_pause,
 }
 
 
-def vnni_dot_u4(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+def vnni_256(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx512.vpdpbusd.256", vec(I32, 8), acc, w, x)
+
+
+def vnni_512(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
     return call(b, "llvm.x86.avx512.vpdpbusd.512", vec(I32, 16), acc, w, x)
 
 
-def vnni_dot_i8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+def signed_weights(dot: Body) -> Body:
     """The instruction wants unsigned weights: w + 128, which ``dot_i8_bias`` tells the kernel to take off again."""
-    return vnni_dot_u4(b, acc, b.xor(w, const(I8, 64, -128)), x)
+    return lambda b, acc, w, x: dot(b, acc, b.xor(w, const(I8, w.type.count, -128)), x)
 
 
-AVX512_VNNI: dict[str, Body] = {
-    **AVX2,
-    "dot_u4": vnni_dot_u4,
-    "dot_u4_sum": same,
-    "dot_i8": vnni_dot_i8,
-    "dot_i8_bias": lambda b: ir.Constant(I64, 128),
-}
+def vnni(dot_16: Body, dot_8: Body) -> dict[str, Body]:
+    """AVX2 with a dot product of bytes in 32 bits."""
+    return {
+        **AVX2,
+        **both_sizes({"dot_u4_begin": same, "dot_u4_end": same}),
+        "dot_u4": dot_16,
+        "dot_u4_8": dot_8,
+        "dot_i8": signed_weights(dot_16),
+        "dot_i8_8": signed_weights(dot_8),
+        "dot_i8_bias": number(128),
+    }
 
 
 DEFINITIONS: dict[str, dict[str, Body]] = {
-    "avx512_vnni": AVX512_VNNI,
+    "avx512_vnni": {**vnni(vnni_512, vnni_256), "is_wide": number(1)},
+    "avx_vnni": vnni(by_halves(vnni_256), vnni_256),
     "avx2": AVX2,
-    "portable_x86_64": {**PORTABLE, "pause": x86_pause},
+    "portable_x86_64": {**PORTABLE, "ticks": cycle_counter, "pause": x86_pause},
     "portable_aarch64": PORTABLE,
 }
 """By the name of the target (``edgerun_kernels.targets``)."""

@@ -10,20 +10,30 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .types import Vec, f32x16, i8x64, i16x16, i32x16
+from .types import Vec, f32x8, f32x16, i8x32, i8x64, i16x8, i16x16, i32x8, i32x16
 
 I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 PREFIX = "edgerun."
 
-# The operations that an ISA module defines: name -> (result, arguments).
+# The operations that an ISA module defines: name -> (result, arguments). Those with a twin named ``…_8`` exist for
+# vectors of half the size, too: an ISA whose registers are short keeps a tile of those in registers.
 NAMED: dict[str, tuple[ir.Type, list[ir.Type]]] = {
+    "dot_u4_begin": (i32x16.llvm, [i32x16.llvm]),
     "dot_u4": (i32x16.llvm, [i32x16.llvm, i8x64.llvm, i8x64.llvm]),
-    "dot_u4_sum": (i32x16.llvm, [i32x16.llvm]),
+    "dot_u4_end": (i32x16.llvm, [i32x16.llvm, i32x16.llvm]),
     "dot_i8": (i32x16.llvm, [i32x16.llvm, i8x64.llvm, i8x64.llvm]),
-    "dot_i8_bias": (I64, []),
     "fma": (f32x16.llvm, [f32x16.llvm, f32x16.llvm, f32x16.llvm]),
     "f16_to_f32": (f32x16.llvm, [i16x16.llvm]),
+    "dot_u4_begin_8": (i32x8.llvm, [i32x8.llvm]),
+    "dot_u4_8": (i32x8.llvm, [i32x8.llvm, i8x32.llvm, i8x32.llvm]),
+    "dot_u4_end_8": (i32x8.llvm, [i32x8.llvm, i32x8.llvm]),
+    "dot_i8_8": (i32x8.llvm, [i32x8.llvm, i8x32.llvm, i8x32.llvm]),
+    "fma_8": (f32x8.llvm, [f32x8.llvm, f32x8.llvm, f32x8.llvm]),
+    "f16_to_f32_8": (f32x8.llvm, [i16x8.llvm]),
     "f32_to_f16": (i16x16.llvm, [f32x16.llvm]),
+    "dot_i8_bias": (I64, []),
+    "is_wide": (I64, []),
+    "ticks": (I64, []),
     "pause": (ir.VoidType(), []),
 }
 
@@ -51,13 +61,12 @@ def _named(name: str, result: Any, *args: Any) -> Any:
     return intrinsic(template[len(args)])
 
 
-dot_u4 = _named("dot_u4", i32x16, i32x16, i8x64, i8x64)
-dot_u4_sum = _named("dot_u4_sum", i32x16, i32x16)
-dot_i8 = _named("dot_i8", i32x16, i32x16, i8x64, i8x64)
 dot_i8_bias = _named("dot_i8_bias", types.int64)
 fma = _named("fma", f32x16, f32x16, f32x16, f32x16)
 f16_to_f32 = _named("f16_to_f32", f32x16, i16x16)
 f32_to_f16 = _named("f32_to_f16", i16x16, f32x16)
+is_wide = _named("is_wide", types.int64)
+ticks = _named("ticks", types.int64)
 pause = _named("pause", types.void)
 
 
@@ -116,7 +125,7 @@ def _field(kind: Any, llvm: ir.Type) -> Any:
 field, field_f64 = _field(types.int64, I64), _field(types.float64, ir.DoubleType())
 
 
-def _splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+def splat_value(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
     vector = ir.VectorType(scalar.type, lanes)
     undef = ir.Constant(vector, ir.Undefined)
     one = b.insert_element(undef, scalar, ir.Constant(I32, 0))
@@ -126,13 +135,13 @@ def _splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
 @intrinsic
 def splat(typingctx, value):
     """float32 -> f32x16, all lanes alike."""
-    return f32x16(types.float32), lambda ctx, b, sig, args: _splat(b, args[0], 16)
+    return f32x16(types.float32), lambda ctx, b, sig, args: splat_value(b, args[0], 16)
 
 
 @intrinsic
 def splat_i32(typingctx, value):
     """int32 -> i32x16, all lanes alike."""
-    return i32x16(types.int32), lambda ctx, b, sig, args: _splat(b, args[0], 16)
+    return i32x16(types.int32), lambda ctx, b, sig, args: splat_value(b, args[0], 16)
 
 
 @intrinsic
@@ -140,32 +149,12 @@ def zero_i32(typingctx):
     return i32x16(), lambda ctx, b, sig, args: ir.Constant(i32x16.llvm, [0] * 16)
 
 
-@intrinsic
-def load_4_bytes(typingctx, address):
-    """Four bytes repeated over all 64 lanes: four activations beside the same four columns of 16 rows."""
-
-    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        scalar = b.load(b.inttoptr(args[0], I32.as_pointer()))
-        scalar.align = 1
-        return b.bitcast(_splat(b, scalar, 16), i8x64.llvm)
-
-    return i8x64(types.int64), codegen
-
-
-def _bytes_and_shift(shift: int) -> Any:
-    @intrinsic
-    def nibbles(typingctx, value):
-        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-            words = b.bitcast(args[0], i32x16.llvm)  # 16-bit or wider shifts exist everywhere, byte shifts do not
-            moved = b.lshr(words, ir.Constant(i32x16.llvm, [shift] * 16)) if shift else words
-            return b.and_(b.bitcast(moved, i8x64.llvm), ir.Constant(i8x64.llvm, [15] * 64))
-
-        return i8x64(i8x64), codegen
-
-    return nibbles
-
-
-low_nibbles, high_nibbles = _bytes_and_shift(0), _bytes_and_shift(4)
+def nibbles(b: ir.IRBuilder, value: ir.Value, shift: int) -> ir.Value:
+    """The low (``shift`` 0) or high (4) nibble of every byte."""
+    bytes_ = value.type
+    words = ir.VectorType(I32, bytes_.count // 4)  # 16-bit or wider shifts exist everywhere, byte shifts do not
+    moved = b.lshr(b.bitcast(value, words), ir.Constant(words, [shift] * words.count)) if shift else value
+    return b.and_(b.bitcast(moved, bytes_), ir.Constant(bytes_, [15] * bytes_.count))
 
 
 @intrinsic
@@ -173,7 +162,7 @@ def shift_right(typingctx, value, count):
     """Logical shift of every 32-bit lane by the same count (0 to 31)."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        return b.lshr(args[0], _splat(b, b.trunc(args[1], I32), 16))
+        return b.lshr(args[0], splat_value(b, b.trunc(args[1], I32), 16))
 
     return i32x16(i32x16, types.int64), codegen
 
@@ -184,7 +173,7 @@ def sign_extend_byte(typingctx, value, index):
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         bits = b.mul(b.trunc(args[1], I32), ir.Constant(I32, 8))
-        up = b.shl(args[0], _splat(b, b.sub(ir.Constant(I32, 24), bits), 16))
+        up = b.shl(args[0], splat_value(b, b.sub(ir.Constant(I32, 24), bits), 16))
         return b.ashr(up, ir.Constant(i32x16.llvm, [24] * 16))
 
     return i32x16(i32x16, types.int64), codegen
@@ -258,7 +247,7 @@ def first_lanes(typingctx, value, count, other):
     """Lanes below ``count`` from ``value``, the rest from ``other``."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        limit = _splat(b, b.trunc(args[1], I32), 16)
+        limit = splat_value(b, b.trunc(args[1], I32), 16)
         keep = b.icmp_signed("<", ir.Constant(i32x16.llvm, list(range(16))), limit)
         return b.select(keep, args[0], args[2])
 

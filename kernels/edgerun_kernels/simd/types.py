@@ -1,4 +1,4 @@
-"""Numba types for 512-bit vectors, with the arithmetic operators that LLVM vectors have on every target."""
+"""Numba types for vectors of 512 bits (and of 256), with the arithmetic operators that LLVM vectors have on every target."""
 
 import operator
 from collections.abc import Callable
@@ -42,10 +42,10 @@ class VecModel(models.PrimitiveModel):
         super().__init__(manager, vec, vec.llvm)
 
 
-i8x64 = Vec("i8", 64)
-i16x16 = Vec("i16", 16)
-i32x16 = Vec("i32", 16)
-f32x16 = Vec("f32", 16)
+i8x64, i8x32 = Vec("i8", 64), Vec("i8", 32)
+i16x16, i16x8 = Vec("i16", 16), Vec("i16", 8)
+i32x16, i32x8 = Vec("i32", 16), Vec("i32", 8)
+f32x16, f32x8 = Vec("f32", 16), Vec("f32", 8)
 
 
 def _operator(symbol: Callable[..., Any], on_float: str | None, on_int: str | None) -> None:
