@@ -94,6 +94,8 @@ class Model:
         self._ops = int(self.tape.ops.ctypes.data)
         self._arena = aligned(self.tape.arena_bytes)
         self._rope = RotaryTable(self.tape.inv_freq)
+        self.profile: NDArray[np.int64] | None = None
+        """Where every run adds the ticks that each op of the tape took, int64 [n_ops]; None: nothing is measured."""
         self._turn = threading.Lock()
         self._team = Team(self.kernels, self.threads)
         self._closed = False
@@ -145,6 +147,7 @@ class Model:
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
             record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
+            record[Run.PROFILE] = 0 if self.profile is None else self.profile.ctypes.data
             self._team.run(self._ops, len(self.tape.ops), int(record.ctypes.data))
 
     def close(self) -> None:

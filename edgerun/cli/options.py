@@ -25,7 +25,7 @@ class RuntimeOptions:
     threads: int | None
     context: int | None
     compute: Literal["mixed", "int16", "int8", "float32"]
-    cache: Literal["f16", "f32"]
+    cache: Literal["f16", "q8", "f32"]
 
     def load(self, model: str) -> Model:
         """Finds the model (fetching and exporting it under a progress bar, if it must be) and loads it."""
@@ -72,7 +72,7 @@ compute_option = _machine(
 cache_option = _machine(
     "--cache-type",
     "cache",
-    type=click.Choice(["f16", "f32"]),
+    type=click.Choice(["f16", "q8", "f32"]),
     default="f16",
     show_default=True,
     help="Number format of the KV cache.",

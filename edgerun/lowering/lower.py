@@ -15,15 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import PackageError
-from edgerun.lowering.tape import Arena, Tape, attention_scratch_bytes
+from edgerun.lowering.tape import Arena, Tape
 from edgerun.package.operators import OPERATORS
-from edgerun_kernels.record import GROUP, MAX_CHUNKS, PAGE, ROWS, TILE_ROWS, Field, Flag, Op, activation_bytes
+from edgerun_kernels.record import (
+    GROUP,
+    MAX_CHUNKS,
+    ROWS,
+    TILE_ROWS,
+    Field,
+    Flag,
+    Op,
+    activation_bytes,
+    attention_scratch_bytes,
+    kv_head_bytes,
+)
 
 if TYPE_CHECKING:
     from edgerun.package.reader import Package
 
 Compute = Literal["mixed", "int16", "int8", "float32"]
-CacheType = Literal["f16", "f32"]
+CacheType = Literal["f16", "q8", "f32"]
 
 THRESHOLDS = {"mixed": 8.0, "int16": 0.0, "int8": np.inf}
 """Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8."""
@@ -31,6 +42,8 @@ ALWAYS, SEVERAL_ROWS = 1, 2
 EMBED = {"q4": Op.EMBED_Q4, "q4m": Op.EMBED_Q4, "q8": Op.EMBED_Q8, "f32": Op.EMBED_F32}
 LINEAR = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "f32": Op.LINEAR_F32}
 LINEAR_FLOAT = {"q4": Op.LINEAR_Q4_FLOAT, "q4m": Op.LINEAR_Q4_FLOAT, "q8": Op.LINEAR_Q8_FLOAT, "f32": Op.LINEAR_F32}
+
+ATTENTION = {"f16": Op.ATTENTION_F16, "q8": Op.ATTENTION_Q8, "f32": Op.ATTENTION_F32}
 
 
 def _pad(n: int, to: int) -> int:
@@ -291,13 +304,12 @@ class _Lowering:
     def _attention(self, node: Any) -> None:
         q, k, v = (self.values[name] for name in node.input[:3])
         n_heads, n_kv_heads, head_dim = (self._attribute(node, a) for a in ("n_heads", "n_kv_heads", "head_dim"))
-        padded = _pad(head_dim, 16)
-        size = 2 if self.cache == "f16" else 4
+        head_bytes = kv_head_bytes(self.cache, head_dim)
         if self.attention_scratch is None:
             private = _pad(attention_scratch_bytes(head_dim), 64)
-            partials = self.arena.scratch(n_heads * MAX_CHUNKS * 4 * (padded + 16))
+            partials = self.arena.scratch(n_heads * MAX_CHUNKS * 4 * (_pad(head_dim, 32) + 16))
             self.attention_scratch = (self.arena.scratch(private * self.n_threads), private, partials)
-            self.layer_bytes = n_kv_heads * 2 * PAGE * padded * size
+            self.layer_bytes = n_kv_heads * head_bytes
         scratch, private, partials = self.attention_scratch
         self._wait()
         y = Value(self.arena.take(n_heads * head_dim, row_bytes(n_heads * head_dim)), n_heads * head_dim, private=True)
@@ -313,13 +325,14 @@ class _Lowering:
             "N_HEADS": n_heads,
             "N_KV_HEADS": n_kv_heads,
             "HEAD_DIM": head_dim,
+            "KV_HEAD_BYTES": head_bytes,
             "LAYER": self.n_layers * self.layer_bytes,
             "SCALE": self._float_bits(node, "scale"),
             "PARTIALS": partials,
             "SCRATCH": scratch,
             "SCRATCH_PRIVATE": private,
         }
-        self._emit(node.name, Op.ATTENTION_F16 if self.cache == "f16" else Op.ATTENTION_F32, **fields)
+        self._emit(node.name, ATTENTION[self.cache], **fields)
         self._wait()
         self._emit(f"{node.name}.gather", Op.GATHER_ATTENTION, **fields)
         self.n_layers += 1

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun_kernels.record import CHUNK, QUERY_TILE, TILE_ROWS
+from edgerun_kernels.record import TILE_ROWS
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,3 @@ class Arena:
         for key, offset in self._released:
             self._free.setdefault(key, []).append(offset)
         self._released.clear()
-
-
-def attention_scratch_bytes(head_dim: int) -> int:
-    """A thread's scratch for attention: queries, their ends, softmax state and outputs, probabilities or a key."""
-    padded = -(-head_dim // 16) * 16
-    rows = QUERY_TILE * padded * 4
-    return rows + 64 + (8 * QUERY_TILE + rows) + max(4 * QUERY_TILE * CHUNK, 8 * padded)

@@ -112,7 +112,7 @@ def _products(tile, how, group_bytes, has_minimum, fetches):
     stride, scales_stride: bytes from block to block. fetches: whether weights come from memory and are used once.
     """
     begin, multiply, end = how
-    zero, load_scales = tile.zero(), tile.load_scales()
+    zero, load_scales = tile.zero(), tile.load_floats("f16")
     add_scaled, add_outer, store = tile.add_scaled(), tile.add_outer(), tile.store()
     rows = tile.rows
     stride_1, stride_2 = first_stride(rows), second_stride(rows)
@@ -208,6 +208,12 @@ def _kernel(how, group_bytes, has_minimum):
             finish(op, y, block, load_f32x16(out))
 
     return kernel
+
+
+def q8_products(rows, blocks):
+    """Products with q8 weights for another kernel (see ``_products``); registers must hold rows x blocks vectors."""
+    tile = Tile(rows, blocks)
+    return _products(tile, _q8(tile), 512, has_minimum=False, fetches=False)
 
 
 q4 = _kernel(lambda tile: _q4(tile, MINUS_EIGHT), 256, has_minimum=False)

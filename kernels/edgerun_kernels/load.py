@@ -70,15 +70,24 @@ class Kernels:
 
 
 def _build_into(folder: Path, isa: str) -> str:
-    """Compiles one object in a process of its own; gives what went wrong, or nothing."""
+    """Compiles one object in a process of its own: from the portable bitcode, or (a developer's changed sources) from
+    the sources with numba. Gives what went wrong, or nothing."""
+    if objects.is_current(objects.INSTALLED / objects.PORTABLE):
+        module, about = "edgerun_kernels.emit", "about 10 s"
+    elif _have_numba():
+        module, about = "edgerun_kernels.build", "about a minute"
+    else:
+        return "numba is not installed to compile one"
+    if sys.stderr.isatty():
+        print(f"edgerun: compiling the kernels for this processor ({isa}), once ({about})", file=sys.stderr, flush=True)
     paths = [str(objects.HERE.parent), os.environ.get("PYTHONPATH")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    command = [sys.executable, "-m", "edgerun_kernels.build", "--out", str(folder), "--isa", isa]
-    try:
-        subprocess.run(command, check=True, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError) as error:
-        return str(error)
-    return ""
+    command = [sys.executable, "-m", module, "--out", str(folder), "--isa", isa]
+    result = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if result.returncode == 0:
+        return ""
+    lines = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
+    return f"compiling one failed: {lines[-1]}"
 
 
 def _have_numba() -> bool:
@@ -91,8 +100,8 @@ def _have_numba() -> bool:
 def kernels(isa: str | None = None) -> Kernels:
     """The kernels for ``isa`` ($EDGERUN_ISA, or the best that this CPU can run). Raises KernelError.
 
-    Looks beside the package, then in the cache; what neither has in a current version is compiled once into the cache
-    where numba is installed, else the next best instruction set is taken.
+    Looks beside the package, then in the cache; what neither has in a current version is compiled once into the cache.
+    Where that cannot be done, the next best instruction set is taken.
     """
     isa = isa or os.environ.get("EDGERUN_ISA") or None
     names = [target.name for target in usable()]
@@ -109,15 +118,13 @@ def kernels(isa: str | None = None) -> Kernels:
             code = objects.read(folder / objects.file_name(name))
             if code is not None:
                 return Kernels(name, code)
-        if _have_numba():
-            problem = _build_into(cache_folder, name)
-            code = objects.read(cache_folder / objects.file_name(name))
-            if code is not None:
-                return Kernels(name, code)
+        problem = problem or _build_into(cache_folder, name)
+        code = objects.read(cache_folder / objects.file_name(name))
+        if code is not None:
+            return Kernels(name, code)
     if not wanted:
         raise KernelError(f"edgerun has no kernels for {architecture()} CPUs; it knows x86_64 and aarch64")
     raise KernelError(
-        f"no kernel object for {wanted[0]} in {objects.INSTALLED} or {cache_folder}"
-        + (f", and compiling one failed ({problem})" if problem else ", and numba is not installed to compile one")
-        + "; reinstall edgerun, or 'pip install numba' and start again"
+        f"no kernel object for {wanted[0]} in {objects.INSTALLED} or {cache_folder}, and {problem}; "
+        "reinstall edgerun, or 'pip install numba' and start again"
     )

@@ -1,5 +1,7 @@
 """RMS normalisation and the quantisation of activations to int8 in groups of 32, with a second term for outliers."""
 
+from functools import cache
+
 import numpy as np
 
 from .kernel import inner, op_kernel
@@ -105,10 +107,11 @@ def quantize_group(x, y, inverse):
     return sum_i32(p + q), u - to_float(p), v - to_float(q)
 
 
-def _quantize_tile(rows):
-    """``quantize_tile(x, stride, count, y, n_groups, threshold)`` for ``count`` rows of a tile of ``rows``."""
+@cache
+def quantize_tile(rows):
+    """A function ``(x, stride, count, y, n_groups, threshold)`` for ``count`` rows of a tile of ``rows``."""
     stride_1, stride_2 = first_stride(rows), second_stride(rows)
-    limits = 8  # the rows' limits lie in the header, behind the number of second terms
+    limits = 8  # the rows' limits lie in the header, behind the number of second terms: up to 14 rows
 
     @inner
     def limit(x, n_groups, threshold):
@@ -119,7 +122,7 @@ def _quantize_tile(rows):
         return threshold * sqrt(sum_f32(acc) / np.float32(GROUP * n_groups))
 
     @inner
-    def quantize_tile(x, stride, count, y, n_groups, threshold):
+    def quantize(x, stride, count, y, n_groups, threshold):
         for r in range(count):
             store_f32(y + limits + 4 * r, limit(x + r * stride, n_groups, threshold))
         n_second = 0
@@ -165,10 +168,10 @@ def _quantize_tile(rows):
                 n_second += 1
         store_i64(y, n_second)
 
-    return quantize_tile
+    return quantize
 
 
-quantize_one, quantize_several = _quantize_tile(1), _quantize_tile(TILE_ROWS)
+quantize_one, quantize_several = quantize_tile(1), quantize_tile(TILE_ROWS)
 
 
 @inner

@@ -1,9 +1,11 @@
-"""Kernel object files: how they are named, stamped with the hash of the sources that they came from, and checked.
+"""What the build makes: one file of portable bitcode, and an object file per instruction set; how they are named,
+stamped with the hash of the sources that they came from, and checked.
 
-A file is one header line (``edgerun-object 1 SOURCE-HASH CODE-HASH``), then the ELF object.
+A file is one header line (``edgerun-object 1 SOURCE-HASH CODE-HASH``), then the ELF object or the compressed bitcode.
 """
 
 import hashlib
+import lzma
 import os
 import sys
 from functools import cache
@@ -11,7 +13,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 INSTALLED = HERE / "objects"
+PORTABLE = "kernels.bc.xz"
 MAGIC = "edgerun-object 1"
+compress, decompress = lzma.compress, lzma.decompress
 
 
 def cache_root() -> Path:

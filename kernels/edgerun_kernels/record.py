@@ -15,10 +15,12 @@ PAGE = 256
 TILE_ROWS = 4
 """Rows that a linear layer takes through the weights together, and that lie together when they are quantised."""
 QUERY_TILE = 4
-"""Query rows that attention takes through the keys together."""
-MAX_CHUNKS = 128
+"""Query heads of a token that attention takes through the keys together, at most."""
+PREFILL_TILE = 8
+"""Query rows that prefill attention takes through the keys together."""
+MAX_CHUNKS = 32
 """Parts into which attention splits the cache at decode, at most."""
-CHUNK = 64
+CHUNK = 128
 """Positions in such a part, at least, and in a step of prefill attention; a divisor of PAGE."""
 
 
@@ -41,9 +43,10 @@ class Op(IntEnum):
     LINEAR_Q8_FLOAT = 10
     ATTENTION_F16 = 11
     ATTENTION_F32 = 12
-    GATHER_ATTENTION = 13
-    SWIGLU = 14
-    READ_MEMORY = 15
+    ATTENTION_Q8 = 13
+    GATHER_ATTENTION = 14
+    SWIGLU = 15
+    READ_MEMORY = 16
 
 
 class Field(IntEnum):
@@ -80,6 +83,7 @@ class Field(IntEnum):
     SCRATCH_PRIVATE = 28  # from thread to thread
     UP = 29  # SwiGLU: arena offset of the second input
     THRESHOLD = 30  # float64 bits; quantisation: groups whose largest is above this times the row's rms get two terms
+    KV_HEAD_BYTES = 31  # of one layer's key/value head in a page
     COUNT = 32
 
 
@@ -104,6 +108,7 @@ class Run(IntEnum):
     SIN = 8
     BARRIER = 9  # address of two int64 on cache lines of their own
     CHUNK = 10  # positions in a part of the decode attention
+    PROFILE = 11  # address of an int64 per op, to which thread 0 adds the ticks that it took; 0: nobody asks
     COUNT = 16
 
 
@@ -146,3 +151,19 @@ def activation_bytes(k: int, rows: int) -> int:
     """Bytes of a tile of ``rows`` quantised rows of ``k`` features, 1 or TILE_ROWS; whole lines."""
     groups = -(-k // GROUP)
     return -(-(second_start(groups, rows) + groups * second_stride(rows)) // 64) * 64
+
+
+def kv_head_bytes(cache: str, head_dim: int) -> int:
+    """Bytes of one layer's key/value head in a page, for "f16", "f32" or "q8"; see ``attention_cache``."""
+    if cache == "q8":
+        padded = -(-head_dim // GROUP) * GROUP
+        return PAGE * (2 * padded + 2 * padded // GROUP + 4)
+    return PAGE * 2 * (-(-head_dim // 16) * 16) * (2 if cache == "f16" else 4)
+
+
+def attention_scratch_bytes(head_dim: int) -> int:
+    """A thread's scratch for attention: ends, softmax states, outputs, weights, sums, and the queries as the format
+    wants them; or a key, a value and the two as the format wants them."""
+    rows, padded = PREFILL_TILE, -(-head_dim // GROUP) * GROUP
+    prepared = max(4 * rows * padded, activation_bytes(padded, rows))
+    return 64 + 256 + 4 * rows * padded + 4 * rows * CHUNK + 64 * 2 * rows + prepared

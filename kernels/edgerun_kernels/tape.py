@@ -2,7 +2,7 @@
 
 from numba.core import types
 
-from .attention import attention_f16, attention_f32, gather_attention
+from .attention import attention_f16, attention_f32, attention_q8, gather_attention
 from .bandwidth import read_memory
 from .barrier import wait_for_all
 from .embed import embed_f32, embed_q4, embed_q8
@@ -12,14 +12,14 @@ from .linear_float import linear_f32, linear_q4_float, linear_q8_float
 from .mlp import swiglu
 from .norm import quantize, rms_norm
 from .record import Field, Op, Run
-from .simd.ops import field
+from .simd.ops import field, load_i64, store_i64, ticks
 
 # Plain integers: inside a kernel Numba would look an enumeration up at every use.
 EMBED_Q4, EMBED_Q8, EMBED_F32 = int(Op.EMBED_Q4), int(Op.EMBED_Q8), int(Op.EMBED_F32)
 RMS_NORM, QUANTIZE, SWIGLU = int(Op.RMS_NORM), int(Op.QUANTIZE), int(Op.SWIGLU)
 LINEAR_Q4, LINEAR_Q8, LINEAR_F32 = int(Op.LINEAR_Q4), int(Op.LINEAR_Q8), int(Op.LINEAR_F32)
 LINEAR_Q4_FLOAT, LINEAR_Q8_FLOAT = int(Op.LINEAR_Q4_FLOAT), int(Op.LINEAR_Q8_FLOAT)
-ATTENTION_F16, ATTENTION_F32 = int(Op.ATTENTION_F16), int(Op.ATTENTION_F32)
+ATTENTION_F16, ATTENTION_F32, ATTENTION_Q8 = int(Op.ATTENTION_F16), int(Op.ATTENTION_F32), int(Op.ATTENTION_Q8)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 
 
@@ -37,6 +37,8 @@ def run_op(code, op, run, tid, n_threads):
         attention_f16(op, run, tid, n_threads)
     elif code == ATTENTION_F32:
         attention_f32(op, run, tid, n_threads)
+    elif code == ATTENTION_Q8:
+        attention_q8(op, run, tid, n_threads)
     elif code == GATHER_ATTENTION:
         gather_attention(op, run, tid, n_threads)
     elif code == LINEAR_Q8:
@@ -62,10 +64,14 @@ def run_tape(tape, n_ops, run, tid, n_threads):
     """Thread ``tid``'s part of ``n_ops`` records; returns when every thread has finished every op."""
     several = field(run, Run.N_ROWS) > 1
     barrier = field(run, Run.BARRIER)
+    profile = field(run, Run.PROFILE) if tid == 0 else 0
     for i in range(n_ops):
+        start = ticks() if profile != 0 else 0
         op = tape + 8 * Field.COUNT * i
         run_op(field(op, Field.CODE), op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
         if when == 1 or (when == 2 and several):
             wait_for_all(barrier, n_threads)
+        if profile != 0:
+            store_i64(profile + 8 * i, load_i64(profile + 8 * i) + ticks() - start)
     wait_for_all(barrier, n_threads)

@@ -19,6 +19,7 @@ V3 = frozenset({"avx2", "fma", "f16c", "bmi2"})
 V4 = V3 | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"}
 TARGETS = (
     Target("avx512_vnni", "x86_64", "x86-64-v4", "+avx512vnni,-prefer-256-bit", V4 | {"avx512vnni"}),
+    Target("avx_vnni", "x86_64", "x86-64-v3", "+avxvnni", V3 | {"avxvnni"}),
     Target("avx2", "x86_64", "x86-64-v3", "", V3),
     Target("portable_x86_64", "x86_64", "x86-64", "", frozenset()),
     Target("portable_aarch64", "aarch64", "generic", "", frozenset()),

@@ -8,14 +8,9 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from .ops import F32, I8, I32, I64, NAMED, PREFIX
+from .named import F32, I8, I16, I32, I64, NAMED, PREFIX, vec
 
-I16 = ir.IntType(16)
 Body = Callable[..., "ir.Value | None"]
-
-
-def vec(element: ir.Type, lanes: int) -> ir.VectorType:
-    return ir.VectorType(element, lanes)
 
 
 def const(element: ir.Type, lanes: int, value: float) -> ir.Constant:

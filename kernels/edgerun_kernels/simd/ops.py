@@ -10,33 +10,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .types import Vec, f32x8, f32x16, i8x32, i8x64, i16x8, i16x16, i32x8, i32x16
-
-I1, I8, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-PREFIX = "edgerun."
-
-# The operations that an ISA module defines: name -> (result, arguments). Those with a twin named ``…_8`` exist for
-# vectors of half the size, too: an ISA whose registers are short keeps a tile of those in registers.
-NAMED: dict[str, tuple[ir.Type, list[ir.Type]]] = {
-    "dot_u4_begin": (i32x16.llvm, [i32x16.llvm]),
-    "dot_u4": (i32x16.llvm, [i32x16.llvm, i8x64.llvm, i8x64.llvm]),
-    "dot_u4_end": (i32x16.llvm, [i32x16.llvm, i32x16.llvm]),
-    "dot_i8": (i32x16.llvm, [i32x16.llvm, i8x64.llvm, i8x64.llvm]),
-    "fma": (f32x16.llvm, [f32x16.llvm, f32x16.llvm, f32x16.llvm]),
-    "f16_to_f32": (f32x16.llvm, [i16x16.llvm]),
-    "dot_u4_begin_8": (i32x8.llvm, [i32x8.llvm]),
-    "dot_u4_8": (i32x8.llvm, [i32x8.llvm, i8x32.llvm, i8x32.llvm]),
-    "dot_u4_end_8": (i32x8.llvm, [i32x8.llvm, i32x8.llvm]),
-    "dot_i8_8": (i32x8.llvm, [i32x8.llvm, i8x32.llvm, i8x32.llvm]),
-    "fma_8": (f32x8.llvm, [f32x8.llvm, f32x8.llvm, f32x8.llvm]),
-    "f16_to_f32_8": (f32x8.llvm, [i16x8.llvm]),
-    "f32_to_f16": (i16x16.llvm, [f32x16.llvm]),
-    "dot_i8_bias": (I64, []),
-    "is_wide": (I64, []),
-    "ticks": (I64, []),
-    "pause": (ir.VoidType(), []),
-}
-
+from .named import F32, I8, I32, I64, NAMED, PREFIX
+from .types import Vec, f32x16, i8x64, i16x16, i32x16
 
 def declare(builder: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Type]) -> ir.Function:
     module = builder.module
@@ -294,15 +269,23 @@ def sqrt(typingctx, value):
     return types.float32(types.float32), codegen
 
 
-@intrinsic
-def prefetch(typingctx, address):
-    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        pointer = I8.as_pointer()
-        fn = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
-        b.call(fn, [b.inttoptr(args[0], pointer), ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
-        return ctx.get_dummy_value()
+def _prefetch(locality: int) -> Any:
+    @intrinsic
+    def prefetch(typingctx, address):
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            pointer = I8.as_pointer()
+            fn = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
+            place = b.inttoptr(args[0], pointer)
+            b.call(fn, [place, ir.Constant(I32, 0), ir.Constant(I32, locality), ir.Constant(I32, 1)])
+            return ctx.get_dummy_value()
 
-    return types.void(types.int64), codegen
+        return types.void(types.int64), codegen
+
+    return prefetch
+
+
+prefetch, prefetch_far = _prefetch(3), _prefetch(2)
+"""Into the nearest cache; into the one behind it."""
 
 
 @intrinsic

@@ -11,8 +11,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .ops import I8, I32, I64, NAMED, PREFIX, declare, nibbles, splat_value
-from .types import Vec, f32x8, f32x16, i8x32, i8x64, i32x8, i32x16
+from .named import I8, I32, I64, NAMED, PREFIX
+from .ops import declare, nibbles, splat_value
+from .types import f32x8, f32x16, i8x32, i8x64, i32x8, i32x16
 
 VECTORS = {16: (f32x16, i32x16, i8x64), 8: (f32x8, i32x8, i8x32)}
 
@@ -130,24 +131,29 @@ class Tile:
 
         return load
 
-    def load_scales(self) -> Any:
-        """One vector of float16 a block, as float32."""
+    def load_floats(self, stored: str) -> Any:
+        """One vector of numbers a block as float32, ``stride`` bytes apart; stored as "f16", "f32" or "i8"."""
         scales = self.scales
+        kind = {"f16": ir.VectorType(ir.IntType(16), self.lanes), "i8": ir.VectorType(I8, self.lanes)}
 
         @intrinsic
-        def load_scales(typingctx, address, stride):
+        def load_floats(typingctx, address, stride):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-                halves = self._blocks(b, args[0], args[1], ir.VectorType(ir.IntType(16), self.lanes))
-                return cgutils.pack_array(b, [call_named(b, "f16_to_f32", self.lanes, half) for half in halves])
+                values = self._blocks(b, args[0], args[1], kind.get(stored, self.f32.llvm))
+                if stored == "f16":
+                    values = [call_named(b, "f16_to_f32", self.lanes, half) for half in values]
+                elif stored == "i8":
+                    values = [b.sitofp(b.sext(byte, self.i32.llvm), self.f32.llvm) for byte in values]
+                return cgutils.pack_array(b, values)
 
             return scales(types.int64, types.int64), codegen
 
-        return load_scales
+        return load_floats
 
     def _blocks(self, b: ir.IRBuilder, address: ir.Value, stride: ir.Value, kind: ir.Type) -> list[ir.Value]:
         values = []
         for block in range(self.blocks):
-            values.append(load_at(b, address, 0, kind, 2))
+            values.append(load_at(b, address, 0, kind, 1))
             if block + 1 < self.blocks:
                 address = b.add(address, stride)
         return values
@@ -205,14 +211,14 @@ class Tile:
 
         return add_scaled
 
-    def add_outer(self) -> Any:
-        """acc + block's vector * row's float32 at ``address``."""
+    def add_outer(self, stride: int = 4) -> Any:
+        """acc + block's vector * row's float32; those lie ``stride`` bytes apart from ``address``."""
         floats, scales = self.floats, self.scales
 
         @intrinsic
         def add_outer(typingctx, acc, vector, address):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-                factors = self._rows(b, args[2], 4, ir.FloatType())
+                factors = self._rows(b, args[2], stride, ir.FloatType())
 
                 def one(i: int, block: int, row: int) -> ir.Value:
                     vector = b.extract_value(args[1], block)
@@ -240,6 +246,19 @@ class Tile:
 
         return store
 
+    def restore(self) -> Any:
+        """What ``store`` stored."""
+        floats = self.floats
+
+        @intrinsic
+        def restore(typingctx, address):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                return self._each(b, lambda i, block, row: load_at(b, args[0], 64 * i, self.f32.llvm, 4))
+
+            return floats(types.int64), codegen
+
+        return restore
+
 
 def stack_memory(n_bytes: int) -> Any:
     """An intrinsic that gives the address of ``n_bytes`` on the function's stack, on a cache line."""
@@ -256,5 +275,3 @@ def stack_memory(n_bytes: int) -> Any:
 
     return memory
 
-
-__all__ = ["Tile", "Vec", "stack_memory"]

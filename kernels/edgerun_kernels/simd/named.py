@@ -1,0 +1,36 @@
+"""The names of the operations that an ISA defines: what kernels call and ISA modules supply. Needs llvmlite only."""
+
+from llvmlite import ir
+
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+PREFIX = "edgerun."
+
+
+def vec(element: ir.Type, lanes: int) -> ir.VectorType:
+    return ir.VectorType(element, lanes)
+
+
+def _of(lanes: int) -> dict[str, tuple[ir.Type, list[ir.Type]]]:
+    """Operations on vectors of ``lanes`` 32-bit numbers."""
+    i32, i8, f32 = vec(I32, lanes), vec(I8, 4 * lanes), vec(F32, lanes)
+    return {
+        "dot_u4_begin": (i32, [i32]),
+        "dot_u4": (i32, [i32, i8, i8]),
+        "dot_u4_end": (i32, [i32, i32]),
+        "dot_i8": (i32, [i32, i8, i8]),
+        "fma": (f32, [f32, f32, f32]),
+        "f16_to_f32": (f32, [vec(I16, lanes)]),
+    }
+
+
+NAMED: dict[str, tuple[ir.Type, list[ir.Type]]] = {
+    **_of(16),
+    # An ISA whose registers are short keeps tiles of half vectors in them.
+    **{f"{name}_8": signature for name, signature in _of(8).items()},
+    "f32_to_f16": (vec(I16, 16), [vec(F32, 16)]),
+    "dot_i8_bias": (I64, []),
+    "is_wide": (I64, []),
+    "ticks": (I64, []),
+    "pause": (ir.VoidType(), []),
+}
+"""Name -> (result, arguments)."""
