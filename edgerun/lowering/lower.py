@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 Compute = Literal["mixed", "int16", "int8", "float32"]
 CacheType = Literal["f16", "q8", "f32"]
 
-THRESHOLDS = {"mixed": 8.0, "int16": 0.0, "int8": np.inf}
-"""Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8."""
+THRESHOLDS = {"mixed": (8.0, 0.0), "int16": (0.0, 0.0), "int8": (np.inf, np.inf)}
+"""Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8; the second
+number is for the output head, which has few rows at prefill and whose errors nothing evens out."""
 ALWAYS, SEVERAL_ROWS = 1, 2
 EMBED = {"q4": Op.EMBED_Q4, "q4m": Op.EMBED_Q4, "q8": Op.EMBED_Q8, "f32": Op.EMBED_F32}
 LINEAR = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "f32": Op.LINEAR_F32}
@@ -244,7 +245,8 @@ class _Lowering:
                 self._wait()  # other threads wrote parts of the row
             x.quantised = self.arena.take_tiles(x.width, tile, row)
             fields = self._rows(x, x.quantised, tile) | {"Y_PRIVATE": row}
-            threshold = int(np.float64(THRESHOLDS[self.compute]).view(np.int64))
+            limit = THRESHOLDS[self.compute][1 if flags & Flag.OUT_ROWS else 0]
+            threshold = int(np.float64(limit).view(np.int64))
             self._emit(f"{name}.quantised", Op.QUANTIZE, **fields, K=x.width, THRESHOLD=threshold, FLAGS=flags)
             self._wait(SEVERAL_ROWS)
         return {"X": x.quantised, "X_STRIDE": tile, "X_PRIVATE": row}

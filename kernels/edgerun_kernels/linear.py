@@ -109,31 +109,32 @@ def _q8(tile):
 def _products(tile, how, group_bytes, has_minimum, fetches):
     """``products(w, d, m, stride, scales_stride, x, n_groups, out)``: a tile of outputs, stored 64 bytes apart.
 
-    stride, scales_stride: bytes from block to block. fetches: whether weights come from memory and are used once.
+    stride, scales_stride: bytes from block to block. fetches: whether weights may come from memory.
     """
     begin, multiply, end = how
     zero, load_scales = tile.zero(), tile.load_floats("f16")
     add_scaled, add_outer, store = tile.add_scaled(), tile.add_outer(), tile.store()
-    rows = tile.rows
+    rows, blocks = tile.rows, tile.blocks
     stride_1, stride_2 = first_stride(rows), second_stride(rows)
     scales_1, offsets_1, sums_1 = GROUP * rows, (GROUP + 4) * rows, (GROUP + 8) * rows
     scales_2, offsets_2 = 8 + GROUP * rows, 8 + (GROUP + 4) * rows
 
     @inner
-    def fetch_ahead(w, d, m):
-        """Faster than the hardware's own prefetch goes ahead."""
-        for line in range(0, group_bytes, 64):
-            prefetch(w + AHEAD + line)
-        prefetch(d + SCALES_AHEAD)
-        if has_minimum:
-            prefetch(m + SCALES_AHEAD)
+    def fetch_ahead(w, d, m, stride, scales_stride):
+        """Faster than the hardware's own prefetch goes ahead; where the weights are in the cache it costs little."""
+        for block in range(blocks):
+            for line in range(0, group_bytes, 64):
+                prefetch(w + block * stride + AHEAD + line)
+            prefetch(d + block * scales_stride + SCALES_AHEAD)
+            if has_minimum:
+                prefetch(m + block * scales_stride + SCALES_AHEAD)
 
     @inner
     def products(w, d, m, stride, scales_stride, x, n_groups, out):
         acc = zero()
         for g in range(n_groups):
             if fetches:
-                fetch_ahead(w + group_bytes * g, d + 32 * g, m + 32 * g)
+                fetch_ahead(w + group_bytes * g, d + 32 * g, m + 32 * g, stride, scales_stride)
             first = x + HEADER + stride_1 * g
             sums = multiply(begin(first + offsets_1), w + group_bytes * g, stride, first)
             sums = end(sums, first + offsets_1)
@@ -155,11 +156,11 @@ def _products(tile, how, group_bytes, has_minimum, fetches):
 def _kernel(how, group_bytes, has_minimum):
     """The kernel of one weight format; ``how(tile)`` gives its arithmetic."""
 
-    def products(rows, blocks, lanes=16, fetches=False):
+    def products(rows, blocks, lanes=16):
         tile = Tile(rows, blocks, lanes)
-        return _products(tile, how(tile), group_bytes, has_minimum, fetches)
+        return _products(tile, how(tile), group_bytes, has_minimum, fetches=True)
 
-    one, wide, single = products(1, 1, fetches=True), products(TILE_ROWS, 2), products(TILE_ROWS, 1)
+    one, wide, single = products(1, 1), products(TILE_ROWS, 2), products(TILE_ROWS, 1)
     half = products(TILE_ROWS, 1, lanes=8)
     tile_memory = stack_memory(64 * TILE_ROWS * 2)
 
