@@ -53,7 +53,9 @@ def build(out: Path, target: Target, bitcode: bytes, assembly: bool = False) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m edgerun_kernels.emit", description="Compiles the portable kernels.")
+    parser = argparse.ArgumentParser(
+        prog="python -m edgerun_kernels.emit", description="Compiles the portable kernels."
+    )
     parser.add_argument("--isa", required=True, choices=[target.name for target in TARGETS])
     parser.add_argument("--out", type=Path, required=True, help="folder for the object")
     args = parser.parse_args()

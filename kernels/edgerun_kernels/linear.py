@@ -21,12 +21,12 @@ from .simd.ops import (
     is_wide,
     load_f32x16,
     load_i64,
-    prefetch,
+    prefetch_far,
     store_f32x16,
 )
 from .simd.tiles import Tile, stack_memory
 
-AHEAD, SCALES_AHEAD = 4096, 512
+AHEAD, SCALES_AHEAD = 12288, 1536
 """Bytes by which prefetching runs before the loads, for weights and for their scales."""
 CACHED_TILES = 16
 """Tiles whose activations stay in the cache while the weights stream past."""
@@ -124,10 +124,10 @@ def _products(tile, how, group_bytes, has_minimum, fetches):
         """Faster than the hardware's own prefetch goes ahead; where the weights are in the cache it costs little."""
         for block in range(blocks):
             for line in range(0, group_bytes, 64):
-                prefetch(w + block * stride + AHEAD + line)
-            prefetch(d + block * scales_stride + SCALES_AHEAD)
+                prefetch_far(w + block * stride + AHEAD + line)
+            prefetch_far(d + block * scales_stride + SCALES_AHEAD)
             if has_minimum:
-                prefetch(m + block * scales_stride + SCALES_AHEAD)
+                prefetch_far(m + block * scales_stride + SCALES_AHEAD)
 
     @inner
     def products(w, d, m, stride, scales_stride, x, n_groups, out):

@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 from .named import F32, I8, I32, I64, NAMED, PREFIX
 from .types import Vec, f32x16, i8x64, i16x16, i32x16
 
+
 def declare(builder: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Type]) -> ir.Function:
     module = builder.module
     found = module.globals.get(name)

@@ -274,4 +274,3 @@ def stack_memory(n_bytes: int) -> Any:
         return types.int64(), codegen
 
     return memory
-
