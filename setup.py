@@ -43,6 +43,8 @@ class BuildKernels(Command):
         # An isolated build finds its requirements through PYTHONPATH: ours is added, not put in its place.
         path = os.pathsep.join(filter(None, [str(KERNELS), os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "edgerun_kernels.build", "--out", str(OBJECTS)]
+        if self.editable_mode:  # others are made when they are asked for, in seconds
+            command.append("--native")
         status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
         if status != 0:
             raise ExecError(f"compiling the kernels failed with status {status}: {' '.join(command)}")

@@ -57,12 +57,18 @@ BLOCK = 16 * KEY_VECTORS
 
 
 class Cache(NamedTuple):
-    """size: bytes of a stored number.  padded(op): features of a head, with padding.  write(op, keys, inside, key, value, work): stores the rotated key
-    and the value (float32 [padded], zeros behind head_dim) of one position.  queries(rows): ``(op, raw, out)``, from
-    float32 [rows, padded] what ``scores`` wants.  scores(rows): ``(op, keys, start, count, queries, p, work, ahead)``,
-    p [rows, CHUNK].  accumulate(rows): ``(op, keys, start, count, p, out, ahead)``, out += p times values,
-    [padded/16, rows, 16]; may change p.  ahead: how many bytes further what is wanted next lies, to be fetched
-    meanwhile (keys and values of a position take the same room, so one distance serves both)."""
+    """A format.
+
+    size: bytes of a stored number.  padded(op): features of a head, with padding.
+    write(op, keys, inside, key, value, work): stores one position's rotated key and its value (float32 [padded], zeros
+    behind head_dim).
+    queries(rows): ``(op, raw, out)`` makes of float32 [rows, padded] what ``scores`` wants.
+    scores(rows): ``(op, keys, start, count, queries, p, work, ahead)`` fills p [rows, CHUNK].
+    accumulate(rows): ``(op, keys, start, count, p, out, ahead)``, out += p times values, [padded/16, rows, 16]; may
+    change p.
+    ahead: how many bytes further what is wanted next lies, to be fetched meanwhile (keys and values of a position take
+    the same room, so one distance serves both).
+    """
 
     size: int
     padded: Any

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from . import emit, objects
-from .targets import TARGETS, architecture
+from .targets import TARGETS, architecture, usable
 
 DESCRIPTION = "Compiles the kernels ahead of time, one object file per instruction set."
 
@@ -49,8 +49,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=objects.INSTALLED, help="folder for bitcode and objects")
     names = [target.name for target in TARGETS]
     parser.add_argument("--isa", action="append", choices=names, help="only this instruction set (repeatable)")
+    parser.add_argument("--native", action="store_true", help="only the best instruction set of this processor")
     parser.add_argument("--assembly", action="store_true", help="also write the assembly beside each object")
     args = parser.parse_args()
+    if args.native:
+        args.isa = [target.name for target in usable()[:1]]
     build(args.out, args.isa, args.assembly)
 
 

@@ -9,8 +9,6 @@ by half a block. Sums are taken in one order, so a row's result is the same bits
 whatever runs beside it.
 """
 
-import numpy as np
-
 from .kernel import inner, op_kernel
 from .math import share
 from .record import GROUP, ROWS, TILE_ROWS, Field, Flag, Run, first_stride, second_stride

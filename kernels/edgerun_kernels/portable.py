@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def build(path: Path) -> None:
-    """Compiles all kernels and writes the bitcode, stamped with the sources' hash. Needs numba; takes about a minute."""
+    """Compiles all kernels and writes the bitcode, with the sources' hash. Needs numba; takes about a minute."""
     objects.write(path, objects.compress(_whole().as_bitcode()))
 
 

@@ -1,4 +1,4 @@
-"""Numba types for vectors of 512 bits (and of 256), with the arithmetic operators that LLVM vectors have on every target."""
+"""Numba types for vectors of 512 and of 256 bits, with the arithmetic operators that every target has for them."""
 
 import operator
 from collections.abc import Callable
