@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import OptionError
+from edgerun.profile import KindTime, profile_decode
 from edgerun.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -28,12 +29,14 @@ WARM_UP_TOKENS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """prompt, gen: tokens to prefill and to decode; depths: tokens in the cache before each; repeat: how often."""
+    """prompt, gen: tokens to prefill and to decode; depths: tokens in the cache before each; repeat: how often;
+    profile: whether decoding is measured once more, per kind of operation."""
 
     prompt: int
     gen: int
     depths: tuple[int, ...]
     repeat: int
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if self.prompt < 1 or self.gen < 1 or self.repeat < 1 or not self.depths or min(self.depths) < 0:
@@ -52,6 +55,7 @@ class Result:
     first_token_s: from the prompt to the first token: prefill, and the choice of the likeliest token.
     peak_rss_bytes: most memory that the process held during these runs, the mapped weights included.
     memory_read_gb_per_s: what as many threads read from memory at most, in 1e9 bytes a second.
+    profile: if it was asked for, where the time of a decoded token goes.
     """
 
     threads: int
@@ -61,6 +65,7 @@ class Result:
     first_token_s: float
     peak_rss_bytes: int
     memory_read_gb_per_s: float
+    profile: list[KindTime] | None = None
 
 
 def memory_read_gb_per_s(threads: int) -> float:
@@ -108,14 +113,20 @@ def _measure(model: Model, depth: int, plan: Plan, bandwidth: float, step: Calla
         session.rewind(depth)
         decode.append(_decode_s(session, tokens[depth : depth + plan.gen]))
         session.rewind(depth)
+    peak = peak_rss_bytes()
+    kinds = None
+    if plan.profile:
+        kinds = profile_decode(model, session, tokens[depth : depth + plan.gen], bandwidth)
+        session.rewind(depth)
     return Result(
         threads=model.threads,
         depth=depth,
         prefill_tokens_per_s=plan.prompt / median(prefill),
         decode_tokens_per_s=plan.gen / median(decode),
         first_token_s=median(prefill),
-        peak_rss_bytes=peak_rss_bytes(),
+        peak_rss_bytes=peak,
         memory_read_gb_per_s=bandwidth,
+        profile=kinds,
     )
 
 

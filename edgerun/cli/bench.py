@@ -18,6 +18,7 @@ from edgerun.cli.terminal import human_bytes
 
 if TYPE_CHECKING:
     from edgerun.benchmark import Result
+    from edgerun.profile import KindTime
 
 
 def _numbers(low: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
@@ -58,6 +59,7 @@ def _count(name: str, default: int, help: str) -> Callable[[Function], Function]
     "--threads", callback=_numbers(1), metavar="N,…", help="Threads to compute with; likewise.  [default: one a core]"
 )
 @_count("--repeat", 3, "Measure so often, and report medians.")
+@option("--profile", is_flag=True, help="Also show where the time of a decoded token goes.")
 @json_option
 @option(
     "--ctx",
@@ -76,6 +78,7 @@ def command(
     depths: tuple[int, ...],
     threads: tuple[int, ...] | None,
     repeat: int,
+    profile: bool,
     as_json: bool,
     context: int | None,
     compute: Any,
@@ -87,7 +90,7 @@ def command(
     from edgerun.model import default_threads
     from edgerun.package.config import read_config
 
-    plan = Plan(prompt, gen, depths, repeat)
+    plan = Plan(prompt, gen, depths, repeat, profile)
     folder = str(resolve(model))
     room = context or plan.context
     limit = min(room, read_config(Path(folder) / "edgerun.json").context_length)
@@ -112,11 +115,21 @@ def command(
             "compute": compute,
             "cache_type": cache,
             "memory_read_gb_per_s": fastest,
-            "results": [asdict(result) for result in results],
+            "results": [_report(result) for result in results],
         }
         click.echo(json.dumps(report))
     else:
         _print(model, plan.prompt, plan.gen, results)
+        for result in results:
+            if result.profile is not None:
+                _print_profile(result, result.profile)
+
+
+def _report(result: Result) -> dict[str, Any]:
+    report = asdict(result)
+    if result.profile is None:
+        del report["profile"]
+    return report
 
 
 def _print(model: str, prompt: int, gen: int, results: list[Result]) -> None:
@@ -144,4 +157,21 @@ def _print(model: str, prompt: int, gen: int, results: list[Result]) -> None:
             human_bytes(result.peak_rss_bytes),
             f"{result.memory_read_gb_per_s:.1f}",
         )
+    Console().print(table)
+
+
+def _print_profile(result: Result, kinds: list[KindTime]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"a decoded token: {result.threads} threads, depth {result.depth}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("operation")
+    for heading in ("µs", "of the time", "read", "GB/s", "of memory's"):
+        table.add_column(heading, justify="right")
+    for kind in kinds:
+        if kind.kind == "all":
+            table.add_section()
+        read = (human_bytes(kind.bytes_read), f"{kind.gb_per_s:.1f}", f"{kind.share_of_bandwidth:.0%}")
+        table.add_row(kind.kind, f"{kind.us:.0f}", f"{kind.share:.1%}", *(read if kind.bytes_read else ("", "", "")))
     Console().print(table)

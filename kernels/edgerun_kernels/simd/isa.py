@@ -105,6 +105,24 @@ def steady_counter(b: ir.IRBuilder) -> ir.Value:
     return call(b, "llvm.readsteadycounter", I64)
 
 
+def futex(number: int) -> dict[str, Body]:
+    """Sleeping and waking on Linux, whose system call has another number on each architecture."""
+
+    def system_call(b: ir.IRBuilder, address: ir.Value, operation: int, value: ir.Value) -> None:
+        name, private, nothing = "syscall", 128, ir.Constant(I64, 0)
+        kind = ir.FunctionType(I64, [I64], var_arg=True)
+        fn = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+        b.call(fn, [ir.Constant(I64, number), address, ir.Constant(I64, operation | private), value] + [nothing] * 3)
+
+    def wait_on(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+        system_call(b, address, 0, b.and_(value, ir.Constant(I64, 0xFFFFFFFF)))
+
+    def wake_all(b: ir.IRBuilder, address: ir.Value) -> None:
+        system_call(b, address, 1, ir.Constant(I64, 0x7FFFFFFF))
+
+    return {"wait_on": wait_on, "wake_all": wake_all}
+
+
 def both_sizes(bodies: dict[str, Body]) -> dict[str, Body]:
     """Definitions that serve vectors of 16 lanes and of 8 under both names."""
     return bodies | {f"{name}_8": body for name, body in bodies.items() if f"{name}_8" in NAMED}
@@ -126,6 +144,7 @@ PORTABLE: dict[str, Body] = {
     "is_wide": number(0),
     "ticks": steady_counter,
     "pause": nothing,
+    **futex(98),
 }
 
 
@@ -205,6 +224,7 @@ AVX2: dict[str, Body] = {
     "is_wide": number(0),
     "ticks": cycle_counter,
     "pause": x86_pause,
+    **futex(202),
 }
 
 
@@ -238,7 +258,7 @@ DEFINITIONS: dict[str, dict[str, Body]] = {
     "avx512_vnni": {**vnni(vnni_512, vnni_256), "is_wide": number(1)},
     "avx_vnni": vnni(by_halves(vnni_256), vnni_256),
     "avx2": AVX2,
-    "portable_x86_64": {**PORTABLE, "ticks": cycle_counter, "pause": x86_pause},
+    "portable_x86_64": {**PORTABLE, "ticks": cycle_counter, "pause": x86_pause, **futex(202)},
     "portable_aarch64": PORTABLE,
 }
 """By the name of the target (``edgerun_kernels.targets``)."""

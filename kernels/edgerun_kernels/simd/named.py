@@ -32,5 +32,7 @@ NAMED: dict[str, tuple[ir.Type, list[ir.Type]]] = {
     "is_wide": (I64, []),
     "ticks": (I64, []),
     "pause": (ir.VoidType(), []),
+    "wait_on": (ir.VoidType(), [I64, I64]),
+    "wake_all": (ir.VoidType(), [I64]),
 }
 """Name -> (result, arguments)."""

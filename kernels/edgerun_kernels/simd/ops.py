@@ -44,6 +44,10 @@ f32_to_f16 = _named("f32_to_f16", i16x16, f32x16)
 is_wide = _named("is_wide", types.int64)
 ticks = _named("ticks", types.int64)
 pause = _named("pause", types.void)
+wait_on = _named("wait_on", types.void, types.int64, types.int64)
+"""Sleeps while the int64 at an address has a value (its low half decides), until woken; may return early."""
+wake_all = _named("wake_all", types.void, types.int64)
+"""Wakes every thread that sleeps on an address."""
 
 
 def _load(kind: Any, llvm: ir.Type, align: int) -> Any:

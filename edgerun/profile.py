@@ -1,0 +1,102 @@
+"""Where the time of decoding goes: per kind of operation, with the bytes that it reads from memory."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun_kernels.record import GROUP, PAGE, ROWS, Field, Op
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+    from edgerun.session import Session
+
+_GROUP_BYTES = {
+    Op.LINEAR_Q4: 4 * 64 + 2 * ROWS,
+    Op.LINEAR_Q4_FLOAT: 4 * 64 + 2 * ROWS,
+    Op.LINEAR_Q8: 8 * 64 + 2 * ROWS,
+    Op.LINEAR_Q8_FLOAT: 8 * 64 + 2 * ROWS,
+}
+"""Bytes of 16 rows by 32 columns, scales included and minima not."""
+_ATTENTION = (Op.ATTENTION_F16, Op.ATTENTION_F32, Op.ATTENTION_Q8)
+_KINDS = {
+    Op.RMS_NORM: "norms",
+    Op.QUANTIZE: "quantisation of activations",
+    Op.SWIGLU: "SwiGLU",
+    Op.GATHER_ATTENTION: "attention, joining its parts",
+    Op.EMBED_Q4: "embedding",
+    Op.EMBED_Q8: "embedding",
+    Op.EMBED_F32: "embedding",
+    **dict.fromkeys(_ATTENTION, "attention"),
+}
+
+
+@dataclass(frozen=True)
+class KindTime:
+    """One kind of operation in an average decoded token.
+
+    kind: what it is; a linear layer by its name in the graph, all layers together.  us: microseconds, waiting for other
+    threads included.  share: of the whole time, 0 to 1.  bytes_read: weights, keys and values.  gb_per_s: bytes_read
+    over the time, in 1e9 bytes a second.  share_of_bandwidth: that over what memory was measured to give, 0 to 1; more
+    where a cache held the data.
+    """
+
+    kind: str
+    us: float
+    share: float
+    bytes_read: int
+    gb_per_s: float
+    share_of_bandwidth: float
+
+
+def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per_s: float) -> list[KindTime]:
+    """Decodes the tokens, which the session then holds, and gives the kinds, slowest first, and a last line for all.
+
+    gb_per_s: the memory's bandwidth with as many threads, which shares are taken of.
+    """
+    first = session.position
+    ticks = np.zeros(len(model.tape.ops), np.int64)
+    model.profile = ticks
+    start = time.perf_counter()
+    try:
+        for token in tokens:
+            session.decode(token)
+    finally:
+        model.profile = None
+    us = (time.perf_counter() - start) * 1e6 / len(tokens)
+    positions = first + (len(tokens) + 1) / 2
+    times: dict[str, float] = {}
+    read: dict[str, int] = {}
+    for name, op, spent in zip(model.tape.names, model.tape.ops, ticks.tolist(), strict=True):
+        kind = _KINDS.get(Op(op[Field.CODE])) or re.sub(r"^layers\.\d+\.", "", name)
+        times[kind] = times.get(kind, 0.0) + spent * us / int(ticks.sum())
+        read[kind] = read.get(kind, 0) + _bytes_read(op, positions)
+    kinds = sorted(times, key=lambda kind: -times[kind])
+    return [
+        *(_line(kind, times[kind], us, read[kind], gb_per_s) for kind in kinds),
+        _line("all", us, us, sum(read.values()), gb_per_s),
+    ]
+
+
+def _line(kind: str, us: float, whole: float, read: int, bandwidth: float) -> KindTime:
+    speed = read / us / 1e3 if us else 0.0
+    return KindTime(kind, us, us / whole, read, speed, speed / bandwidth)
+
+
+def _bytes_read(op: NDArray[np.int64], positions: float) -> int:
+    """What an op reads of weights or cache for one token with ``positions`` in the cache."""
+    code = Op(op[Field.CODE])
+    blocks, groups = -(-int(op[Field.N]) // ROWS), -(-int(op[Field.K]) // GROUP)
+    if code in _GROUP_BYTES:
+        return blocks * groups * (_GROUP_BYTES[code] + (2 * ROWS if op[Field.M] else 0))
+    if code == Op.LINEAR_F32:
+        return blocks * ROWS * 4 * int(op[Field.K])
+    if code in _ATTENTION:
+        return int(int(op[Field.N_KV_HEADS]) * int(op[Field.KV_HEAD_BYTES]) * positions / PAGE)
+    return 0
