@@ -68,6 +68,18 @@ def copy_padded(x, dim, padded, out):
 
 
 @inner
+def store_scaled(x, stride, factor, dim, out):
+    """``dim`` float32 times ``factor``; x lies in vectors that are ``stride`` bytes apart."""
+    i = 0
+    while i + 16 <= dim:
+        store_f32x16(out + 4 * i, load_f32x16(x) * splat(factor))
+        x += stride
+        i += 16
+    for j in range(dim - i):
+        store_f32(out + 4 * (i + j), load_f32(x + 4 * j) * factor)
+
+
+@inner
 def head_address(op, run, position, kv_head):
     """Where this head begins in the page of ``position``."""
     page = load_i64(field(run, Run.PAGES) + 8 * (position // PAGE))
@@ -274,15 +286,9 @@ def _attention(name: str, cache: Cache):
             attend(op, run, kv_head, 0, position + last // group + 1, queries, ends, state, p)
             for q in range(last - tile + 1):
                 row, head = (tile + q) // group, kv_head * group + (tile + q) % group
-                scale = ONE / load_f32(state + 64 + 4 * q)
                 y = field(run, Run.ARENA) + field(op, Field.Y) + row * y_stride + 4 * head * dim
-                i = 0
-                while i + 16 <= dim:
-                    lanes = load_f32x16(state + STATE + 4 * (PREFILL_TILE * i + 16 * q))
-                    store_f32x16(y + 4 * i, lanes * splat(scale))
-                    i += 16
-                for j in range(i, dim):
-                    store_f32(y + 4 * j, load_f32(state + STATE + 4 * (PREFILL_TILE * i + 16 * q + j - i)) * scale)
+                sums = state + STATE + 64 * q
+                store_scaled(sums, 64 * PREFILL_TILE, ONE / load_f32(state + 64 + 4 * q), dim, y)
 
     def kernel(op, run, tid, n_threads):
         scratch = field(run, Run.ARENA) + field(op, Field.SCRATCH)
@@ -326,5 +332,4 @@ def gather_attention(op, run, tid, n_threads):
             for i in range(0, dim, 16):
                 lanes = fma(load_f32x16(partial + 64 + 4 * i), weight, load_f32x16(scratch + 4 * i))
                 store_f32x16(scratch + 4 * i, lanes)
-        for i in range(dim):
-            store_f32(y + 4 * (head * dim + i), load_f32(scratch + 4 * i) / total)
+        store_scaled(scratch, 64, ONE / total, dim, y + 4 * head * dim)

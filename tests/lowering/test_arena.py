@@ -20,7 +20,7 @@ def test_padding_that_another_width_has_written_is_not_taken_for_zeros() -> None
     arena.give(wide, 60)
     arena.barrier()
     assert arena.take(40, 256) != wide
-    assert arena.take(60, 256, quantised=True) != wide
+    assert arena.take_tiles(60, 256, 256) != wide
 
 
 def test_every_thread_has_room_for_a_row() -> None:
