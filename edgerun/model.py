@@ -49,10 +49,13 @@ def load(
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
 
-    threads: how many run it (default: one per processor). context: the most tokens that a session may hold (default and
-    most: the model's own). compute: activations are quantised in groups of 32 to "int16" (as good as exact) or "int8"
-    (faster prefill, a little less exact); "float32" does not quantise them (slow; for comparisons).
-    cache: element type of keys and values. Raises EdgerunError: HubError, CheckpointError, PackageError, OptionError.
+    threads: how many run it (default and most: one per processor; more would only wait for each other). context: the
+    most tokens that a session may hold (default and most: the model's own).
+    compute: how activations are quantised before q4 and q8 layers, in groups of 32: "mixed" to 8 bits, and to 16 where
+    a group holds outliers (nearer to exact than other runtimes' 8 bits); "int16" all to 16 (as good as exact), "int8"
+    all to 8; "float32" does not quantise them (slow; for comparisons).
+    cache: element type of keys and values: "f16"; "q8", half as large and a little less exact; "f32".
+    Raises EdgerunError: HubError, CheckpointError, PackageError, OptionError.
     """
     from edgerun.hub import resolve
 
@@ -76,7 +79,10 @@ class Model:
         self.package = open_package(folder)
         limit = self.package.config.context_length
         self.context = _check_range("context", context if context is not None else limit, limit)
-        self.threads = _check_range("threads", threads if threads is not None else default_threads(), MAX_THREADS)
+        self.threads = min(
+            _check_range("threads", threads if threads is not None else default_threads(), MAX_THREADS),
+            default_threads(),
+        )
         self.compute, self.cache = compute, cache
         self.tokenizer = Tokenizer(self.package.folder)
         try:

@@ -67,7 +67,8 @@ compute_option = _machine(
     type=click.Choice(["mixed", "int16", "int8", "float32"]),
     default="mixed",
     show_default=True,
-    help="Arithmetic of the linear layers' inputs: int16 is as good as exact, int8 is coarser, float32 slow and exact.",
+    help="Arithmetic of the linear layers' inputs: mixed is int8, and int16 where values stand out; int16 is as good "
+    "as exact, int8 is coarser, float32 slow and exact.",
 )
 cache_option = _machine(
     "--cache-type",
@@ -75,7 +76,7 @@ cache_option = _machine(
     type=click.Choice(["f16", "q8", "f32"]),
     default="f16",
     show_default=True,
-    help="Number format of the KV cache.",
+    help="Number format of the KV cache; q8 takes half the memory of f16.",
 )
 
 

@@ -7,17 +7,18 @@ busy, and the system leaves the other where it is.
 from .kernel import inner
 from .simd.ops import atomic_add, atomic_load, atomic_store, pause, wait_on, wake_all
 
-SPINS = 2000
-"""Pauses before a waiting thread sleeps, where waits have been short: some tens of microseconds."""
-GENERATION, SLEEPERS, IMPATIENCE = 64, 72, 80
+PATIENT, IMPATIENT = 20000, 600
+"""Pauses before a waiting thread sleeps. Some hundred microseconds: longer than threads of equal work on processors of
+their own keep it waiting. Where even that was not enough, another program or a thread of the team itself wants the
+processor, and the next DISTRUST waits spin for some ten microseconds only."""
+DISTRUST = 64
+GENERATION, SLEEPERS, DISTRUSTED = 64, 72, 80
 """Byte offsets behind the number of arrivals."""
-STEP, MOST = 8, 56
-"""Each sleep makes the team more impatient by STEP, each wait that spinning ended by one less; a STEP halves SPINS."""
 
 
 @inner
 def wait_for_all(barrier, n_threads):
-    """Returns when all threads have called. Four int64 at ``barrier`` and 64 bytes on."""
+    """Returns when all threads have called. Four int64: at ``barrier`` and at the offsets."""
     if n_threads == 1:
         return
     generation = atomic_load(barrier + GENERATION)
@@ -27,16 +28,15 @@ def wait_for_all(barrier, n_threads):
         if atomic_load(barrier + SLEEPERS) != 0:
             wake_all(barrier + GENERATION)
         return
-    impatience = atomic_load(barrier + IMPATIENCE)
-    spins = SPINS >> (impatience // STEP)
-    while spins > 0 and atomic_load(barrier + GENERATION) == generation:
-        spins -= 1
+    distrust = atomic_load(barrier + DISTRUSTED)
+    if distrust > 0:
+        atomic_store(barrier + DISTRUSTED, distrust - 1)
+    for _ in range(IMPATIENT if distrust > 0 else PATIENT):
+        if atomic_load(barrier + GENERATION) != generation:
+            return
         pause()
-    if spins > 0:
-        if impatience > 0:
-            atomic_store(barrier + IMPATIENCE, impatience - 1)
-        return
-    atomic_store(barrier + IMPATIENCE, min(impatience + STEP, MOST))
+    if distrust == 0:
+        atomic_store(barrier + DISTRUSTED, DISTRUST)
     atomic_add(barrier + SLEEPERS, 1)
     while atomic_load(barrier + GENERATION) == generation:
         wait_on(barrier + GENERATION, generation)
