@@ -45,7 +45,7 @@ class Plan:
     @property
     def context(self) -> int:
         """Tokens that the cache must have room for."""
-        return max(self.depths) + max(self.prompt, self.gen)
+        return max(max(self.depths) + max(self.prompt, self.gen), WARM_UP_TOKENS + 1)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,17 @@ def test_bench(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tokens/s" in capsys.readouterr().out
 
 
+def test_bench_shows_where_the_time_goes(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--prompt", "8", "--gen", "4", "--repeat", "1", "--threads", "1", "--profile")
+    found = report(capsys, "bench", package, *small)
+    kinds = {line["kind"]: line for line in found["results"][0]["profile"]}
+    assert {"attention", "norms", "output", "mlp.down_proj", "all"} <= kinds.keys()
+    assert sum(line["share"] for kind, line in kinds.items() if kind != "all") == pytest.approx(1)
+    assert kinds["all"]["bytes_read"] == sum(line["bytes_read"] for kind, line in kinds.items() if kind != "all")
+    assert main(["bench", str(package), *small]) == 0
+    assert "of memory's" in capsys.readouterr().out
+
+
 def test_bench_beyond_the_context(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(package), "--depth", "9999"]) == 1
     error = capsys.readouterr().err

@@ -55,6 +55,11 @@ def test_int8_compute_is_near_transformers(smollm2: Path, ids: list[int], exact:
     assert (np.exp(exact) * (exact - ours)).sum(axis=1).mean() <= 0.004
 
 
+def test_q8_cache_is_near_transformers(smollm2: Path, ids: list[int], exact: npt.NDArray[np.float64]) -> None:
+    ours = log_softmax(scored(smollm2, ids, "int16", "q8"))
+    assert (np.exp(exact) * (exact - ours)).sum(axis=1).mean() <= 0.0005
+
+
 def test_float32_compute_equals_transformers(smollm2: Path, ids: list[int], exact: npt.NDArray[np.float64]) -> None:
     assert np.abs(log_softmax(scored(smollm2, ids, "float32", "f32")) - exact).max() < 1e-3
 
