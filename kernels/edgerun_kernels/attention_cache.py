@@ -240,17 +240,19 @@ def q8_cache() -> Cache:
         for g in range(n_groups):
             x = key + 4 * GROUP * g
             scales = key_scales(keys, padded) + (block * n_groups + g) * 32
-            # The scale that is stored is the one that is used: rounded up to float16, so that 127 is never exceeded.
-            store_i16x16(work, f32_to_f16(splat(largest_of(x, GROUP) / LARGEST * np.float32(1.0005))))
+            # The scale that is stored is the one that is used: a float16 that is never below largest / 127, normal (the
+            # factor) or subnormal (half of the smallest), so that 127 is never exceeded.
+            scale = largest_of(x, GROUP) / LARGEST * np.float32(1.0005) + np.float32(2.0**-25)
+            store_i16x16(work, f32_to_f16(splat(scale)))
             store_i16(scales + 2 * lane, load_i16(work))
             round_all(x, GROUP, extract(f16_lanes(work), 0), work)
             for c in range(8):
                 target = keys + (block * n_groups + g) * 512 + 64 * c + 4 * lane
                 for j in range(4):
                     store_u8(target + j, load_u8(work + 4 * c + j))
-        scale = largest_of(value, padded) / LARGEST
-        store_f32(value_scales(keys, padded) + 4 * inside, scale)
-        round_all(value, padded, scale, values_of(keys, padded) + inside * padded)
+        value_scale = largest_of(value, padded) / LARGEST
+        store_f32(value_scales(keys, padded) + 4 * inside, value_scale)
+        round_all(value, padded, value_scale, values_of(keys, padded) + inside * padded)
 
     def queries(rows):
         quantise = quantize_tile(rows)

@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import GROUP, PAGE, ROWS, SECOND_TERM, activation_bytes
+from .record import (
+    GROUP,
+    PAGE,
+    ROWS,
+    SECOND_TERM,
+    TILE_HEADER,
+    TILE_ROWS,
+    activation_bytes,
+    first_stride,
+    kv_head_bytes,
+    second_start,
+    second_stride,
+)
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
@@ -86,73 +98,123 @@ def rms_norm(x: F32, w: F32, epsilon: float) -> F32:
 
 
 class Quantised(NamedTuple):
-    """Activations in groups of 32, of one int8 term or two: terms int8 [rows, 1 or 2, 32 G] in -127..127, scales
-    float32 [rows, G], sums float32 [rows, G] = scale * sum of the group's ``integers``."""
+    """Activations in groups of 32: float32 scale * (first + second / SECOND_TERM), the second only where
+    ``has_second``. Terms int8 [rows, 32 G] in -127..127, the rest [rows, G]; sums are of the values, float32."""
 
-    terms: NDArray[np.int8]
+    first: NDArray[np.int8]
+    second: NDArray[np.int8]
+    has_second: NDArray[np.bool_]
     scales: F32
     sums: F32
 
-    def integers(self) -> NDArray[np.int64]:
-        """What times scale is the activation, int64 [rows, 32 G]: first, or SECOND_TERM * first + second."""
-        wide = self.terms.astype(np.int64)
-        return wide[:, 0] if wide.shape[1] == 1 else SECOND_TERM * wide[:, 0] + wide[:, 1]
+    def second_scales(self) -> F32:
+        """float32 [rows, G]: what the second terms are multiplied by."""
+        return self.scales / np.float32(SECOND_TERM)
+
+    def values(self) -> NDArray[np.float64]:
+        """The activations that the terms stand for, float64 [rows, 32 G]."""
+        both = self.first.astype(np.float64) + self.second.astype(np.float64) / SECOND_TERM
+        return both * np.repeat(self.scales, GROUP, axis=1)
+
+    def rows(self, part: slice) -> "Quantised":
+        return Quantised(self.first[part], self.second[part], self.has_second[part], self.scales[part], self.sums[part])
 
 
-def quantize(x: F32, terms: int = 1) -> Quantised:
+def root_mean_square(x: F32) -> F32:
+    """Of whole groups [rows, 32 G]: float32 [rows], summed in float32 in 16 lanes, then lane i with lane i + 8, ..."""
+    lanes = np.zeros((len(x), 16), np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        for i in range(0, x.shape[1], 16):
+            lanes = lanes + x[:, i : i + 16] * x[:, i : i + 16]
+        while lanes.shape[1] > 1:
+            half = lanes.shape[1] // 2
+            lanes = lanes[:, :half] + lanes[:, half:]
+        return _rounded(np.sqrt(lanes[:, 0] / np.float32(x.shape[1])))
+
+
+def quantize(x: F32, threshold: float = np.inf) -> Quantised:
     """x [rows, k], padded with zeros to whole groups, bit for bit as the kernel does it.
 
     With s = max|x| of a group: first = round(x * (127 / s)), ties to even, and scale = s / 127; the second term is what
-    rounding left, in SECOND_TERM parts, and the scale then that much smaller. Groups with s <= 1e-30 become 0.
+    rounding left, in SECOND_TERM parts, in groups with s > threshold * rms(row). Groups with s <= 1e-30 become 0. Where
+    the squares overflow float32, rms is infinite and no group has a second term.
     """
     rows, k = x.shape
-    groups = np.zeros((rows, -(-k // GROUP) * GROUP), np.float32)
-    groups[:, :k] = x
-    groups = groups.reshape(rows, -1, GROUP)
+    whole = np.zeros((rows, -(-k // GROUP) * GROUP), np.float32)
+    whole[:, :k] = x
+    groups = whole.reshape(rows, -1, GROUP)
     largest = np.abs(groups).max(2)
-    with np.errstate(divide="ignore", over="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         inverse = np.where(largest > np.float32(1e-30), np.float32(127) / largest, np.float32(0))
+        has_second = largest > (np.float32(threshold) * root_mean_square(whole))[:, None]
     scaled = groups * inverse[:, :, None]
-    parts, scales = [np.rint(scaled)], largest / np.float32(127)
-    if terms == 2:
-        parts.append(np.rint((scaled - parts[0]) * np.float32(SECOND_TERM)))
-        scales = scales / np.float32(SECOND_TERM)
-    result = Quantised(np.stack(parts, 1).astype(np.int8).reshape(rows, terms, -1), scales, scales)
-    totals = result.integers().reshape(rows, -1, GROUP).sum(2)
-    return result._replace(sums=scales * totals.astype(np.float32))
+    first = np.rint(scaled)
+    second = np.rint((scaled - first) * np.float32(SECOND_TERM)) * has_second[:, :, None]
+    scales = largest / np.float32(127)
+    sums = scales * (first.sum(2) + second.sum(2) / np.float32(SECOND_TERM))
+    one, two = (part.astype(np.int8).reshape(rows, -1) for part in (first, second))
+    return Quantised(one, two, has_second, scales, sums)
 
 
-def activation_rows(x: Quantised) -> NDArray[np.uint8]:
-    """The bytes that ``quantize`` writes, uint8 [rows, activation_bytes(k, terms)]; zeros after the sums."""
-    rows, terms, k = x.terms.shape
-    packed = np.zeros((rows, activation_bytes(k, terms)), np.uint8)
-    joined = np.concatenate([np.ascontiguousarray(part).reshape(rows, -1).view(np.uint8) for part in x], axis=1)
-    packed[:, : joined.shape[1]] = joined
-    return packed
+def activation_tiles(x: Quantised) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The bytes that ``quantize`` writes, [tiles, activation_bytes(k, rows)], and which of them mean anything: tiles of
+    one row if x is one, else of TILE_ROWS, the last filled up with rows of zeros. Other bytes are 255 here."""
+    rows = 1 if len(x.first) == 1 else TILE_ROWS
+    n_tiles, n_groups = -(-len(x.first) // rows), x.scales.shape[1]
+    terms = [("terms", np.int8, (rows, GROUP)), ("scales", np.float32, rows), ("offsets", np.int32, rows)]
+    first = np.zeros((n_tiles, n_groups), [*terms, ("sums", np.float32, rows)])
+    second = np.zeros((n_tiles, n_groups), [("group", np.int64), *terms])
+    second["group"] = np.arange(n_groups)
+    assert (first.itemsize, second.itemsize) == (first_stride(rows), second_stride(rows))
+
+    def by_tile(part: Array) -> Array:
+        """[rows, G, ...] -> [tiles, G, rows of a tile, ...]"""
+        filled = np.zeros((n_tiles * rows, *part.shape[1:]), part.dtype)
+        filled[: len(part)] = part
+        return filled.reshape(n_tiles, rows, *part.shape[1:]).swapaxes(1, 2)
+
+    for target, ints, scales in ((first, x.first, x.scales), (second, x.second, x.second_scales())):
+        groups = ints.reshape(len(ints), n_groups, GROUP)
+        target["terms"], target["scales"] = by_tile(groups), by_tile(scales)
+        target["offsets"] = by_tile(-8 * groups.sum(2, dtype=np.int32))
+    first["sums"] = by_tile(x.sums)
+    has_entry = np.any(by_tile(x.has_second), axis=2)
+    tiles = np.full((n_tiles, activation_bytes(n_groups * GROUP, rows)), 255, np.uint8)
+    meaningful = np.zeros(tiles.shape, bool)
+    start = second_start(n_groups, rows)
+    for tile, means, one, two, has in zip(tiles, meaningful, first, second, has_entry, strict=True):
+        end = start + has.sum() * second.itemsize
+        tile[:8] = np.frombuffer(np.int64(has.sum()).tobytes(), np.uint8)
+        tile[TILE_HEADER:start], tile[start:end] = one.view(np.uint8), two[has].view(np.uint8)
+        means[:8] = means[TILE_HEADER:end] = True
+    return tiles, meaningful
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------------
 
 
-def _group_dots(x: Quantised, weights: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Exact integer dot products, int64 [rows, N, G]."""
-    a = x.integers().reshape(len(x.terms), -1, GROUP)
-    dots: NDArray[np.int64] = np.einsum("rgc,ngc->rng", a, weights.reshape(len(weights), -1, GROUP))
-    return dots
+def _products(x: Quantised, weights: NDArray[np.int64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum over groups of scale * (first's scale * dot(first) + second's scale * dot(second)): [rows, N]."""
+    w = weights.reshape(len(weights), -1, GROUP)
+    y = np.zeros((len(x.first), len(w)))
+    for ints, scales in ((x.first, x.scales), (x.second, x.second_scales())):
+        a = ints.astype(np.int64).reshape(len(ints), -1, GROUP)
+        dots = np.einsum("rgc,ngc->rng", a, w) * scales[:, None, :].astype(np.float64)
+        y += (dots * scale).sum(2)
+    return y
 
 
 def linear_q4(x: Quantised, q: Array, d: Array, m: Array | None) -> F32:
-    """float32 [rows, 16 Nb]: sum over groups of d * scale * dot(nibbles, values) + low * sums; low is m or -8 d."""
+    """float32 [rows, 16 Nb]: sums over groups of d * dot(nibbles - 8, x), or d * dot(nibbles, x) + m * sum."""
     scale = row_scales(d).astype(np.float64)
-    low = row_scales(m).astype(np.float64) if m is not None else -8 * scale
-    y = (_group_dots(x, nibbles(q)) * x.scales[:, None, :].astype(np.float64) * scale).sum(2)
-    return _rounded(y + x.sums.astype(np.float64) @ low.T)
+    if m is None:
+        return _rounded(_products(x, nibbles(q) - 8, scale))
+    return _rounded(_products(x, nibbles(q), scale) + x.sums.astype(np.float64) @ row_scales(m).astype(np.float64).T)
 
 
 def linear_q8(x: Quantised, q: Array, d: Array) -> F32:
-    """float32 [rows, 16 Nb]: sum over groups of d * scale * dot(q, values)."""
-    dots = _group_dots(x, int8_rows(q)) * x.scales[:, None, :].astype(np.float64)
-    return _rounded((dots * row_scales(d)).sum(2))
+    """float32 [rows, 16 Nb]: sum over groups of d * dot(q, x)."""
+    return _rounded(_products(x, int8_rows(q), row_scales(d).astype(np.float64)))
 
 
 def linear(x: F32, w: F32) -> F32:
@@ -170,26 +232,102 @@ def rope(x: F32, cos: F32, sin: F32, scale: float = 1.0) -> F32:
     return np.concatenate((a * c - b * s, b * c + a * s), axis=2) * np.float32(scale)
 
 
-def pack_page(keys: Array, values: Array) -> Array:
-    """One layer's page: keys, values [n_kv_heads, PAGE, dim] -> [n_kv_heads, 2 * PAGE * padded] of the same dtype.
+CACHES = ("f16", "f32", "q8")
+KEY_BLOCK = 32
+"""Positions that lie interleaved in float16 and float32 pages; in q8 pages ROWS do."""
+UNWRITTEN = 255
+"""What this module leaves in the bytes of a page that the kernels do not write."""
 
-    Per head the keys as [PAGE/16, padded, 16], then the values as [PAGE, padded]; padded = dim rounded up to 16.
+
+def _narrow(numbers: Array) -> NDArray[np.int8]:
+    """Rounded to integers, of which the low byte is stored."""
+    return np.rint(numbers).astype(np.int32).astype(np.int8)
+
+
+def quantize_keys(keys: F32) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """keys [..., dim] -> int8 [..., 32 G], float16 scales [..., G] of groups of 32 features, bit for bit.
+
+    scale = float16(max|x| / 127 * 1.0005 + 2**-25), so that no more than 127 scales are needed, and round(x * (1 / scale)).
     """
-    heads, _, dim = keys.shape
-    padded = -(-dim // 16) * 16
-    page = np.zeros((heads, 2, PAGE, padded), keys.dtype)
-    page[:, 0, :, :dim], page[:, 1, :, :dim] = keys, values
-    blocks = page[:, 0].reshape(heads, PAGE // 16, 16, padded).transpose(0, 1, 3, 2)
-    return np.concatenate((blocks.reshape(heads, -1), page[:, 1].reshape(heads, -1)), axis=1)
+    *front, dim = keys.shape
+    padded = np.zeros((*front, -(-dim // GROUP) * GROUP), np.float32)
+    padded[..., :dim] = keys
+    groups = padded.reshape(*front, padded.shape[-1] // GROUP, GROUP)
+    scales = (np.abs(groups).max(-1) / np.float32(127) * np.float32(1.0005) + np.float32(2.0**-25)).astype(np.float16)
+    wide = scales.astype(np.float32)
+    inverse = np.divide(np.float32(1), wide, out=np.zeros_like(wide), where=wide > 0)
+    return _narrow(groups * inverse[..., None]).reshape(padded.shape), scales
 
 
-def unpack_page(page: Array, dim: int) -> tuple[Array, Array]:
-    """Undoes ``pack_page``: keys, values [n_kv_heads, PAGE, dim]."""
-    heads = len(page)
-    padded = -(-dim // 16) * 16
-    halves = page.reshape(heads, 2, PAGE * padded)
-    keys = halves[:, 0].reshape(heads, PAGE // 16, padded, 16).transpose(0, 1, 3, 2).reshape(heads, PAGE, padded)
-    return keys[:, :, :dim], halves[:, 1].reshape(heads, PAGE, padded)[:, :, :dim]
+def quantize_values(values: F32) -> tuple[NDArray[np.int8], F32]:
+    """values [..., dim] -> int8 [..., dim], float32 scales [...]: scale = max|x| / 127, and round(x * (1 / scale))."""
+    scales = np.abs(values).max(-1) / np.float32(127)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    return _narrow(values * inverse[..., None]), scales
+
+
+def _page_parts(cache: str, dim: int, page: NDArray[np.uint8]) -> dict[str, Array]:
+    """Views of a page's heads [n_kv_heads, bytes]: see the table in ``attention_cache.py``."""
+    padded = -(-dim // GROUP) * GROUP if cache == "q8" else -(-dim // 16) * 16
+    groups = padded // GROUP
+    layout: dict[str, tuple[Any, tuple[int, ...]]]
+    if cache == "q8":
+        layout = {
+            "keys": (np.int8, (PAGE // ROWS, groups, GROUP // 4, ROWS, 4)),
+            "key_scales": (np.float16, (PAGE // ROWS, groups, ROWS)),
+            "values": (np.int8, (PAGE, padded)),
+            "value_scales": (np.float32, (PAGE,)),
+        }
+    else:
+        kind = np.float16 if cache == "f16" else np.float32
+        layout = {"keys": (kind, (PAGE // KEY_BLOCK, padded, KEY_BLOCK)), "values": (kind, (PAGE, padded))}
+    parts, at = {}, 0
+    for name, (dtype, shape) in layout.items():
+        size = np.dtype(dtype).itemsize * int(np.prod(shape))
+        parts[name] = page[:, at : at + size].view(dtype).reshape(len(page), *shape)
+        at += size
+    assert at == page.shape[1] == kv_head_bytes(cache, dim)
+    return parts
+
+
+def _by_position(cache: str, keys: Array) -> Array:
+    """A view of stored keys [heads, PAGE / n, ..., n, ...] as [heads, PAGE / n, n, ...], features last."""
+    return keys.transpose(0, 1, 4, 2, 3, 5) if cache == "q8" else keys.transpose(0, 1, 3, 2)
+
+
+def pack_page(cache: str, keys: F32, values: F32) -> NDArray[np.uint8]:
+    """One layer's page [n_kv_heads, kv_head_bytes] as the kernel leaves it after writing the first positions: keys,
+    values [n_kv_heads, positions, dim], float32. All else is UNWRITTEN, which is NaN as a float."""
+    heads, count, dim = keys.shape
+    narrow: Array
+    page = np.full((heads, kv_head_bytes(cache, dim)), UNWRITTEN, np.uint8)
+    parts = _page_parts(cache, dim, page)
+    stored = _by_position(cache, parts["keys"])
+    block, lane = np.divmod(np.arange(count), stored.shape[2])
+    if cache == "q8":
+        ints, scales = quantize_keys(keys)
+        stored[:, block, lane] = ints.reshape(heads, count, *stored.shape[3:])
+        parts["key_scales"].swapaxes(2, 3)[:, block, lane] = scales
+        narrow, parts["value_scales"][:, :count] = quantize_values(values)
+    else:
+        with np.errstate(over="ignore"):
+            stored[:, block, lane, :dim] = keys.astype(stored.dtype)
+            narrow = values.astype(stored.dtype)
+    parts["values"][:, :count] = 0
+    parts["values"][:, :count, :dim] = narrow
+    return page
+
+
+def unpack_page(cache: str, page: NDArray[np.uint8], dim: int) -> tuple[F32, F32]:
+    """The numbers that a page stands for: keys, values [n_kv_heads, PAGE, dim], float32."""
+    parts = _page_parts(cache, dim, page)
+    keys = _by_position(cache, parts["keys"]).astype(np.float32)
+    values = parts["values"].astype(np.float32)
+    if cache == "q8":
+        scales = parts["key_scales"].swapaxes(2, 3).astype(np.float32)
+        keys = keys * scales[..., None, None]
+        values = values * parts["value_scales"][..., None]
+    return keys.reshape(len(page), PAGE, -1)[:, :, :dim], values[:, :, :dim]
 
 
 def attention(q: F32, keys: Array, values: Array, position: int) -> F32:

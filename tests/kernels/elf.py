@@ -1,14 +1,17 @@
-"""Reads the kernel objects: their symbols, and the code of their functions."""
+"""Reads the kernel objects: their symbols, the code of their functions; and the assembly of their loops."""
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import pytest
 
-from edgerun_kernels import load, objects
+from edgerun_kernels import emit, load, objects
+from edgerun_kernels.targets import TARGETS, Target
 
 from .harness import ISAS
 
@@ -33,12 +36,53 @@ def symbols(elf: bytes) -> Iterator[Symbol]:
             yield Symbol(text, section, info >> 4 != 0, elf[begin : begin + size] if begin else b"")
 
 
+@cache
+def emitted(target: Target) -> tuple[bytes, str]:
+    """Code and assembly for any target, compiled from the bitcode once a session; skips where there is no bitcode."""
+    assert load.kernels(ISAS[0]).isa == ISAS[0]  # makes the bitcode, where a developer's sources have changed
+    for folder in (objects.INSTALLED, objects.cache_root() / "kernels" / objects.source_hash()):
+        packed = objects.read(folder / objects.PORTABLE)
+        if packed is not None:
+            return emit.emit(target, objects.decompress(packed))
+    pytest.skip("no current bitcode")
+
+
+def target(isa: str) -> Target:
+    return next(t for t in TARGETS if t.name == isa)
+
+
 def built(isa: str) -> bytes:
-    """The current object, of this machine or of another; skips what has not been built."""
+    """The current object, of this machine or of another."""
     if isa in ISAS:
         assert load.kernels(isa).isa == isa  # compiles it, where it is missing
     for folder in (objects.INSTALLED, objects.cache_root() / "kernels" / objects.source_hash()):
         code = objects.read(folder / objects.file_name(isa))
         if code is not None:
             return code
-    pytest.skip(f"no current object for {isa}")
+    return emitted(target(isa))[0]
+
+
+class Loop(NamedTuple):
+    """A basic block of x86 assembly that jumps back to its own beginning."""
+
+    function: str
+    instructions: list[str]
+
+    def count(self, mnemonic: str) -> int:
+        return sum(line.startswith(mnemonic) for line in self.instructions)
+
+    def spills(self) -> list[str]:
+        """Vector registers that are stored to the stack or come from it."""
+        return [line for line in self.instructions if "(%rsp" in line and re.search(r"%[yz]mm", line)]
+
+
+def loops(assembly: str) -> Iterator[Loop]:
+    function, label, block = "", "", list[str]()
+    for line in assembly.splitlines():
+        if found := re.match(r"([.\w$]+):", line):
+            label, block = found[1], []
+            function = function if label.startswith(".L") else label
+        elif re.match(r"\s+[a-z]", line):
+            block.append(line.strip())
+            if re.fullmatch(rf"j\w+\s+{re.escape(label)}", block[-1].split("#")[0].strip()):
+                yield Loop(function, block)

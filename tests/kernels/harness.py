@@ -7,6 +7,7 @@ found when the ``Memory`` closes.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgerun_kernels.load import Kernels, kernels
 from edgerun_kernels.record import Field, Run
+from edgerun_kernels.reference import Quantised, activation_tiles
 from edgerun_kernels.targets import usable
 from edgerun_kernels.team import Team, aligned
 
@@ -105,6 +107,12 @@ class Memory:
         return address(record)
 
 
+def tape(*ops: int) -> Array:
+    """The op records at these addresses, one behind the other."""
+    kind = ctypes.c_int64 * Field.COUNT
+    return np.stack([np.ctypeslib.as_array(kind.from_address(op)) for op in ops])
+
+
 def address(array: Array) -> int:
     return int(array.ctypes.data)
 
@@ -121,20 +129,20 @@ def stride(rows: Array) -> int:
     return int(rows.strides[0])
 
 
-def call(isa: str, name: str, op: int, run: int, n_threads: int = 1) -> None:
+def call(isa: str | Kernels, name: str, op: int, run: int, n_threads: int = 1) -> None:
     """The op kernel, one thread's part after the other: for kernels without a barrier inside."""
-    kernel = kernels(isa).op(name)
+    kernel = (kernels(isa) if isinstance(isa, str) else isa).op(name)
     for tid in range(n_threads):
         kernel(op, run, tid, n_threads)
 
 
-_teams: dict[tuple[str, int], Team] = {}
+_teams: dict[tuple[str | Kernels, int], Team] = {}
 
 
-def team(isa: str, n_threads: int) -> Team:
+def team(isa: str | Kernels, n_threads: int) -> Team:
     """A team that lives as long as the tests."""
     if (isa, n_threads) not in _teams:
-        _teams[isa, n_threads] = Team(kernels(isa), n_threads)
+        _teams[isa, n_threads] = Team(kernels(isa) if isinstance(isa, str) else isa, n_threads)
     return _teams[isa, n_threads]
 
 
@@ -154,6 +162,12 @@ def linear_op(
     return memory.op(**{**shared, "W": memory.hold(payload), **fields})
 
 
+def activations(memory: Memory, x: Quantised, copies: int = 1) -> Array:
+    """The tiles of ``x`` [tiles, bytes]; of one row, so many copies. What means nothing is poison."""
+    tiles, _ = activation_tiles(x)
+    return memory.hold(np.repeat(tiles, copies if len(x.first) == 1 else 1, 0), gap=64)
+
+
 def within(got: Array, wanted: Array, bound: Array | float) -> None:
     """Asserts |got - wanted| <= bound + TINY everywhere; NaN is never within."""
     error = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
@@ -170,12 +184,16 @@ def same_bits(a: Array, b: Array) -> None:
 
 # --- values worth trying ---------------------------------------------------------------------------------------------
 
-PATTERNS = ("normal", "zeros", "negative zero", "equal", "extremes", "subnormal", "tiny", "huge", "mixed", "one")
+PATTERNS = (
+    "normal", "outliers", "zeros", "negative zero", "equal", "extremes", "subnormal", "tiny", "huge", "mixed", "one",
+)  # fmt: skip
 
 
 def floats(pattern: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     """Finite float32 values of a kind; "huge" is 1e30."""
     normal = rng.standard_normal(shape).astype(np.float32)
+    if pattern == "outliers":  # a few numbers stand far above the rest of their row
+        return np.where(rng.random(shape) < 0.03, normal * np.float32(40), normal)
     if pattern == "zeros":
         return np.zeros(shape, np.float32)
     if pattern == "negative zero":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgerun_kernels import reference
+from edgerun_kernels.record import CHUNK, TILE_HEADER, activation_bytes, attention_scratch_bytes, kv_head_bytes
 
 from .harness import Array, Memory, address, call, every_isa, linear_op, loaded, same_bits, stride, within
 
@@ -44,22 +45,22 @@ def test_floats_become_the_nearest_half(isa: str) -> None:
     values = np.zeros((rows, heads * dim), np.float32)
     values.reshape(-1)[: len(floats)] = floats
     with Memory() as memory:
-        page = memory.room((heads, 2 * reference.PAGE * dim), np.float16)
+        page = memory.room((heads, kv_head_bytes("f16", dim)), np.uint8)
         q = memory.hold(np.zeros((rows, heads * dim), np.float32))
         v, y = memory.hold(values), memory.room((rows, heads * dim), np.float32)
         angle = memory.hold(np.zeros((rows, dim // 2), np.float32))
-        private = 64 * 1024
+        private = attention_scratch_bytes(dim)
         op = memory.op(
             Y=y, Y_STRIDE=stride(y), Q=q, KEY=q, VALUE=v, Q_STRIDE=stride(q), KV_STRIDE=stride(v), N_HEADS=heads,
-            N_KV_HEADS=heads, HEAD_DIM=dim, SCALE=1.0, SCRATCH=memory.room((private,), np.uint8),
-            SCRATCH_PRIVATE=private,
+            N_KV_HEADS=heads, HEAD_DIM=dim, KV_HEAD_BYTES=stride(page), SCALE=1.0,
+            SCRATCH=memory.room((private,), np.uint8), SCRATCH_PRIVATE=private,
         )  # fmt: skip
         table = memory.hold(np.array([address(page)]))
         assert 1 < rows <= reference.PAGE
-        call(isa, "attention_f16", op, memory.run(N_ROWS=rows, PAGES=table, COS=angle, SIN=angle, CHUNK=64))
-        written = reference.unpack_page(page, dim)[1][:, :rows]
+        call(isa, "attention_f16", op, memory.run(N_ROWS=rows, PAGES=table, COS=angle, SIN=angle, CHUNK=CHUNK))
+        written = reference.unpack_page("f16", page, dim)[1][:, :rows]
         with np.errstate(over="ignore"):
-            same_bits(written.transpose(1, 0, 2).reshape(rows, -1), values.astype(np.float16))
+            same_bits(written.transpose(1, 0, 2).reshape(rows, -1), values.astype(np.float16).astype(np.float32))
 
 
 @every_isa
@@ -96,10 +97,10 @@ def test_quantize_rounds_ties_to_even(isa: str) -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, :9] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5]
     with Memory() as memory:
-        y = memory.room((1, 40), np.uint8, gap=24)
-        op = memory.op(X=memory.rows(x), Y=y, K=32, TERMS=1)
+        y = memory.room((1, activation_bytes(32, 1)), np.uint8, gap=64)
+        op = memory.op(X=memory.rows(x), Y=y, K=32, THRESHOLD=np.inf)
         call(isa, "quantize", op, memory.run(N_ROWS=1))
-        assert y.view(np.int8)[0, :9].tolist() == [127, 0, 2, 2, 0, -2, -2, 126, -126]
+        assert y.view(np.int8)[0, TILE_HEADER : TILE_HEADER + 9].tolist() == [127, 0, 2, 2, 0, -2, -2, 126, -126]
 
 
 @every_isa

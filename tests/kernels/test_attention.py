@@ -10,9 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerun_kernels import reference
-from edgerun_kernels.record import CHUNK, MAX_CHUNKS, PAGE
+from edgerun_kernels.load import Kernels
+from edgerun_kernels.record import (
+    CHUNK,
+    GROUP,
+    MAX_CHUNKS,
+    PAGE,
+    Op,
+    attention_scratch_bytes,
+    kv_head_bytes,
+)
 
-from .harness import EPS, Array, Memory, every_isa, examples, loaded, same_bits, stride, team, within
+from .harness import EPS, Array, Memory, every_isa, examples, same_bits, stride, tape, team, within
+
+every_cache = pytest.mark.parametrize("cache", reference.CACHES)
+OPS = {"f16": Op.ATTENTION_F16, "f32": Op.ATTENTION_F32, "q8": Op.ATTENTION_Q8}
 
 
 class Case(NamedTuple):
@@ -34,7 +46,16 @@ class Case(NamedTuple):
 
         old = draw(n_kv_heads, position, dim), draw(n_kv_heads, position, dim)
         new = draw(rows, n_kv_heads * group, dim), draw(rows, n_kv_heads, dim), draw(rows, n_kv_heads, dim)
-        return cls(*new, *(part.astype(np.float16).astype(np.float32) for part in old), position)
+        return cls(*new, *old, position)
+
+
+class Wanted(NamedTuple):
+    """The output [rows, n_heads, dim], how far the kernel may be from it, and the pages' bytes before and after."""
+
+    output: Array
+    bound: Array  # [rows, n_heads, 1]
+    before: list[Array]
+    after: list[Array]
 
 
 def angles(n: int, dim: int) -> tuple[Array, Array]:
@@ -42,117 +63,197 @@ def angles(n: int, dim: int) -> tuple[Array, Array]:
     return np.cos(angle), np.sin(angle)
 
 
-def wanted(case: Case, scale: float, dtype: type) -> tuple[Array, Array, Array]:
-    """The output, and all keys and values [n_kv_heads, positions, dim] as the cache then holds them."""
-    end = case.position + len(case.q)
-    cos, sin = (table[case.position : end] for table in angles(end, case.q.shape[2]))
-    new_keys = reference.rope(case.k, cos, sin).transpose(1, 0, 2)
-    keys = np.concatenate([case.old_keys, new_keys], 1).astype(dtype)
-    values = np.concatenate([case.old_values, case.v.transpose(1, 0, 2)], 1).astype(dtype)
+def query_steps(q: Array) -> Array:
+    """How far apart the 16-bit numbers are that stand for each of q [rows, n_heads, dim]."""
+    scales = reference.quantize(q.reshape(-1, q.shape[2]), 0.0).second_scales()
+    return np.repeat(scales, GROUP, 1)[:, : q.shape[2]].reshape(q.shape).astype(np.float64)
+
+
+def pages(cache: str, keys: Array, values: Array, end: int) -> list[Array]:
+    """The pages that hold ``end`` positions, of which as many are written as there are keys."""
+    parts = [slice(start, start + PAGE) for start in range(0, end, PAGE)]
+    return [reference.pack_page(cache, keys[:, part], values[:, part]) for part in parts]
+
+
+def wanted(cache: str, case: Case, scale: float) -> Wanted:
+    """Exact attention over what the cache stands for.
+
+    A score may be off by d: its sum's roundings and, with q8, half a step of the query's 16-bit integers for each
+    feature. Then each weight of the softmax is off by a factor of exp(2 d) at most, beside its own roundings.
+    """
+    end, dim = case.position + len(case.q), case.q.shape[2]
+    cos, sin = (table[case.position :] for table in angles(end, dim))
+    keys = np.concatenate([case.old_keys, reference.rope(case.k, cos, sin).transpose(1, 0, 2)], 1)
+    values = np.concatenate([case.old_values, case.v.transpose(1, 0, 2)], 1)
+    after = pages(cache, keys, values, end)
+    both = zip(*(reference.unpack_page(cache, page, dim) for page in after), strict=True)
+    stored_keys, stored_values = (np.concatenate(part, 1)[:, :end] for part in both)
     q = reference.rope(case.q, cos, sin, scale)
-    return reference.attention(q, keys, values, case.position), keys, values
+    output = reference.attention(q, stored_keys, stored_values, case.position)
+    heads = (len(q), len(stored_keys), -1, dim)
+    sums = np.einsum("rhgd,htd->rhgt", np.abs(q).reshape(heads), np.abs(stored_keys), dtype=np.float64).max(3)
+    d = (dim + 8) * EPS * sums
+    if cache == "q8":
+        d += np.einsum("rhgd,htd->rhgt", query_steps(q).reshape(heads), np.abs(stored_keys)).max(3) * 0.505
+    bound = (np.expm1(2 * d) + (2 * end + 40) * EPS) * np.abs(stored_values).max()
+    before = pages(cache, case.old_keys, case.old_values, end)
+    return Wanted(output, bound.reshape(output.shape[:2])[:, :, None], before, after)
 
 
 def attend(
-    isa: str, case: Case, scale: float, dtype: type, n_threads: int, chunk: int = CHUNK
+    isa: str | Kernels, cache: str, case: Case, scale: float, before: list[Array], n_threads: int, chunk: int = CHUNK
 ) -> tuple[Array, list[Array]]:
-    """Runs the attention op and, for one row, the gather op; the output [rows, n_heads, dim] and the pages."""
+    """Runs the attention op and the gather op; the output [rows, n_heads, dim] and the pages."""
     rows, n_heads, dim = case.q.shape
-    n_kv_heads = case.k.shape[1]
-    end = case.position + rows
-    padded = -(-dim // 16) * 16
-    name = "attention_f16" if dtype is np.float16 else "attention_f32"
     with Memory() as memory:
-        pages = []
-        for start in range(0, end, PAGE):
-            keys = np.full((n_kv_heads, PAGE, dim), np.nan, dtype)
-            values = keys.copy()
-            held = max(0, min(PAGE, case.position - start))
-            keys[:, :held] = case.old_keys[:, start : start + held]
-            values[:, :held] = case.old_values[:, start : start + held]
-            pages.append(memory.hold(reference.pack_page(keys, values)))
-        table = np.array([page.ctypes.data for page in pages], np.int64)
-        cos, sin = (memory.hold(part) for part in angles(end, dim))
-        q = memory.hold(case.q.reshape(rows, -1), gap=64)
-        k, v = (memory.hold(part.reshape(rows, -1), gap=64) for part in (case.k, case.v))
-        private = 64 * (-(-(32 * padded + 96 + max(16 * CHUNK, 8 * padded)) // 64))
+        held = [memory.hold(page) for page in before]
+        cos, sin = (memory.hold(part) for part in angles(case.position + rows, dim))
+        q, k, v = (memory.hold(part.reshape(rows, -1), gap=64) for part in (case.q, case.k, case.v))
         y = memory.room((max(rows, n_threads), n_heads * dim), np.float32, gap=64)
-        op_fields = {
+        scratch_bytes = attention_scratch_bytes(dim)
+        scratch = memory.room((n_threads, scratch_bytes), np.uint8, gap=64 + -scratch_bytes % 64)
+        parts = n_heads * (case.position // chunk + 1)
+        fields = {
             "Y": y, "Y_STRIDE": stride(y), "Y_PRIVATE": stride(y), "Q": q, "KEY": k, "VALUE": v, "Q_STRIDE": stride(q),
-            "KV_STRIDE": stride(k), "N_HEADS": n_heads, "N_KV_HEADS": n_kv_heads, "HEAD_DIM": dim,
-            "SCALE": float(scale),
-            "PARTIALS": memory.room((n_heads * MAX_CHUNKS, padded + 16), np.float32),
-            "SCRATCH": memory.room((n_threads, private), np.uint8), "SCRATCH_PRIVATE": private,
+            "KV_STRIDE": stride(k), "N_HEADS": n_heads, "N_KV_HEADS": case.k.shape[1], "HEAD_DIM": dim,
+            "KV_HEAD_BYTES": kv_head_bytes(cache, dim), "SCALE": float(scale),
+            "PARTIALS": memory.room((parts, -(-dim // 32) * 32 + 16), np.float32),
+            "SCRATCH": scratch, "SCRATCH_PRIVATE": stride(scratch),
         }  # fmt: skip
-        op = memory.op(**op_fields)
-        memory._kept.append(table)
+        ops = tape(memory.op(CODE=OPS[cache], BARRIER=1, **fields), memory.op(CODE=Op.GATHER_ATTENTION, **fields))
+        table = memory.hold(np.array([page.ctypes.data for page in held], np.int64))
         run = memory.run(N_ROWS=rows, POSITION=case.position, PAGES=table, COS=cos, SIN=sin, CHUNK=chunk)
-        both = np.zeros((2, 32), np.int64)
-        both[:] = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_int64 * 32).from_address(op))
-        both[0, 0] = 11 if dtype is np.float16 else 12
-        both[1, 0] = 13
-        both[0, 1] = 1
-        assert loaded(isa).op(name)
-        team(isa, n_threads).run(int(both.ctypes.data), 2, run)
-        out = y[:rows].copy() if rows > 1 else y[: n_threads if rows == 1 else rows].copy()
+        team(isa, n_threads).run(int(ops.ctypes.data), len(ops), run)
         if rows == 1:
-            for copy in out[1:]:
-                same_bits(copy, out[0])  # every thread's own copy
-            out = out[:1]
-        return out.reshape(rows, n_heads, dim), [page.copy() for page in pages]
+            for copy in y[1:n_threads]:
+                same_bits(copy, y[0])  # every thread's own copy
+        return y[:rows].reshape(rows, n_heads, dim).copy(), [page.copy() for page in held]
 
 
 @every_isa
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@examples(14)
+@every_cache
+@examples(100)
 @given(
-    rows=st.sampled_from([1, 1, 2, 3, 7, 20]),
-    position=st.sampled_from([0, 1, 15, 16, 63, 64, 100, 250, 255, 256, 300, 515]),
-    heads=st.sampled_from([(1, 1), (3, 3), (2, 4), (1, 9), (5, 1), (1, 5)]),
-    dim=st.sampled_from([2, 6, 16, 20, 64, 72, 136]),
+    rows=st.sampled_from([1, 1, 1, 2, 3, 7, 9, 20]),
+    position=st.sampled_from([0, 1, 15, 16, 31, 32, 63, 100, 127, 128, 129, 250, 255, 256, 257, 383, 384, 515]),
+    heads=st.sampled_from([(1, 1), (3, 1), (1, 2), (2, 2), (2, 3), (1, 4), (1, 5), (2, 5), (1, 8), (1, 9)]),
+    dim=st.sampled_from([2, 6, 16, 20, 32, 34, 64, 72, 80, 128, 136]),
+    size=st.sampled_from([1.0, 1.0, 0.0, 1e-2, 1e-6, 3.0]),
     seed=st.integers(0, 2**31),
 )
 def test_attention(
-    isa: str, dtype: type, rows: int, position: int, heads: tuple[int, int], dim: int, seed: int
+    isa: str, cache: str, rows: int, position: int, heads: tuple[int, int], dim: int, size: float, seed: int
 ) -> None:
-    case = Case.make(rows, position, *heads, dim, seed)
+    """The cache bit for bit, later positions untouched; the output within its bound; the same at every thread count."""
+    case = Case.make(rows, position, *heads, dim, seed, size)
     scale = dim**-0.5
-    expected, keys, values = wanted(case, scale, dtype)
-    got, pages = attend(isa, case, scale, dtype, 1)
-    size = np.abs(values.astype(np.float64)).max()
-    # A key may round to the next float16: then its score moves by that much.
-    bound = (1e-3 if dtype is np.float16 else 0) * (1 + np.sqrt(dim) * 1e-1) + 600 * EPS * (1 + np.sqrt(dim))
-    within(got, expected, bound * size)
+    expected = wanted(cache, case, scale)
+    got, after = attend(isa, cache, case, scale, expected.before, 1)
+    for page, wanted_page in zip(after, expected.after, strict=True):
+        same_bits(page, wanted_page)
+    within(got, expected.output, expected.bound)
     for n_threads in (2, 3):
-        again, again_pages = attend(isa, case, scale, dtype, n_threads)
+        again, again_after = attend(isa, cache, case, scale, expected.before, n_threads)
         same_bits(again, got)
-        for page, other in zip(pages, again_pages, strict=True):
+        for page, other in zip(again_after, after, strict=True):
             same_bits(page, other)
-    end = position + rows
-    for index, page in enumerate(pages):
-        held = min(PAGE, end - index * PAGE)
-        page_keys, page_values = reference.unpack_page(page, dim)
-        part = slice(index * PAGE, index * PAGE + held)
-        same_bits(page_values[:, :held], values[:, part])
-        step = 2.0**-10 if dtype is np.float16 else 4 * EPS
-        within(page_keys[:, :held], keys[:, part], step * np.abs(keys[:, part].astype(np.float64)) + 1e-6)
-        assert np.isnan(page_keys[:, held:].astype(np.float32)).all(), "later positions must not be written"
 
 
 @every_isa
-def test_longer_parts_give_the_same_attention(isa: str) -> None:
-    case = Case.make(1, 700, 2, 3, 64, 5)
-    expected, _, _ = wanted(case, 0.125, np.float32)
-    for chunk in (CHUNK, 2 * CHUNK, 4 * CHUNK, 16 * CHUNK):
-        within(attend(isa, case, 0.125, np.float32, 2, chunk)[0], expected, 1e-4)
+@every_cache
+@pytest.mark.parametrize("position", [127, 700, MAX_CHUNKS * CHUNK - 1])
+def test_longer_parts_give_the_same_attention(isa: str, cache: str, position: int) -> None:
+    """Up to MAX_CHUNKS parts, down to one."""
+    case = Case.make(1, position, 2, 3, 64, 5)
+    expected = wanted(cache, case, 0.125)
+    for chunk in (CHUNK, 2 * CHUNK, 4 * CHUNK, MAX_CHUNKS * CHUNK):
+        got, _ = attend(isa, cache, case, 0.125, expected.before, 2, chunk)
+        within(got, expected.output, expected.bound)
 
 
 @every_isa
+@every_cache
+def test_a_row_is_the_same_after_prefill_as_at_decode(isa: str, cache: str) -> None:
+    """Row by row into the cache, or all at once: the same pages to the bit, and outputs within twice the bound."""
+    case = Case.make(12, 250, 2, 3, 20, 8)
+    expected = wanted(cache, case, 0.2)
+    together, after = attend(isa, cache, case, 0.2, expected.before, 2)
+    held = expected.before
+    for row in range(12):
+        part = slice(row, row + 1)
+        alone = Case(case.q[part], case.k[part], case.v[part], case.old_keys, case.old_values, case.position + row)
+        got, held = attend(isa, cache, alone, 0.2, held, 2)
+        within(got, together[part], 2 * expected.bound[part])
+    for page, other in zip(held, after, strict=True):
+        same_bits(page, other)
+
+
+@every_isa
+@every_cache
 @pytest.mark.parametrize("rows", [1, 5])
-def test_large_scores_do_not_overflow(isa: str, rows: int) -> None:
+def test_large_scores_do_not_overflow(isa: str, cache: str, rows: int) -> None:
     """Scores of some 10,000: softmax takes the largest alone."""
-    case = Case.make(rows, 40, 1, 4, 32, 9, size=40)
-    expected, _, _ = wanted(case, 1.0, np.float32)
-    got, _ = attend(isa, case, 1.0, np.float32, 2)
+    case = Case.make(rows, 140, 1, 4, 32, 9, size=40)
+    expected = wanted(cache, case, 1.0)
+    got, _ = attend(isa, cache, case, 1.0, expected.before, 2)
     assert np.isfinite(got).all()
-    within(got, expected, 0.3)
+    within(got, expected.output, 0.3)
+
+
+@every_isa
+@every_cache
+@pytest.mark.parametrize("rows", [1, 6])
+def test_equal_keys_give_the_mean_of_the_values(isa: str, cache: str, rows: int) -> None:
+    """Zero queries weigh all positions alike, across parts and pages, however many of them there are."""
+    case = Case.make(rows, 300, 2, 2, 48, 3)
+    case = case._replace(q=np.zeros_like(case.q))
+    expected = wanted(cache, case, 1.0)
+    got, after = attend(isa, cache, case, 1.0, expected.before, 3)
+    values = np.concatenate([reference.unpack_page(cache, page, 48)[1] for page in after], 1)
+    for row in range(rows):
+        mean = values[:, : 301 + row].astype(np.float64).mean(1)
+        within(got[row], np.repeat(mean, 2, 0), 700 * EPS * np.abs(values[:, : 301 + row]).max())
+
+
+@examples(60)
+@given(
+    dim=st.sampled_from([2, 6, 20, 32, 64, 80]),
+    size=st.sampled_from([0.05, 1.0, 100.0, 1e5]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_q8_cache_is_within_half_a_step(dim: int, size: float, seed: int) -> None:
+    """Of what was written: 1/254 of the largest in a key's group of 32 or in a value, and a little."""
+    rng = np.random.default_rng(seed)
+    keys, values = rng.standard_normal((2, 2, 40, dim)).astype(np.float32) * np.float32(size)
+    keys[:, :, ::GROUP] = size  # no group's scale is below float16's normal numbers
+    stored_keys, stored_values = (part[:, :40] for part in reference.unpack_page("q8", pack(keys, values), dim))
+    for group in range(0, dim, GROUP):
+        part = keys[:, :, group : group + GROUP]
+        step = np.abs(part).max(2, keepdims=True) / 127
+        within(stored_keys[:, :, group : group + GROUP], part, 0.503 * step)
+    within(stored_values, values, 0.5001 * np.abs(values).max(2, keepdims=True) / 127)
+
+
+@pytest.mark.parametrize("size", [1e-3, 3e-4, 1e-4, 1e-5, 1e-8])
+def test_small_keys_keep_their_signs(size: float) -> None:
+    """A scale below 2**-14 is a subnormal float16."""
+    keys = np.random.default_rng(0).standard_normal((1, 200, 64)).astype(np.float32) * np.float32(size)
+    stored = reference.unpack_page("q8", pack(keys, keys), 64)[0][:, :200]
+    assert (stored * keys >= 0).all()
+
+
+def pack(keys: Array, values: Array) -> Array:
+    return reference.pack_page("q8", keys, values)
+
+
+def test_pages_hold_every_position_once() -> None:
+    """What is packed comes back, for float16 and float32 to the bit; a head takes the bytes that the records say."""
+    rng = np.random.default_rng(2)
+    for cache in reference.CACHES:
+        for dim in (2, 20, 64):
+            keys, values = rng.standard_normal((2, 3, PAGE, dim)).astype(np.float16).astype(np.float32)
+            page = reference.pack_page(cache, keys, values)
+            assert page.shape == (3, kv_head_bytes(cache, dim))
+            back = reference.unpack_page(cache, page, dim)
+            for part, other in zip(back, (keys, values), strict=True):
+                within(part, other, 0.0 if cache != "q8" else 0.03)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerun_kernels import reference
-from edgerun_kernels.record import Flag, activation_bytes
+from edgerun_kernels.record import GROUP, TILE_ROWS, Flag, activation_bytes
 
 from .harness import (
     EPS,
@@ -52,7 +51,7 @@ def norm(isa: str, x: Array, w: Array, epsilon: float, n_threads: int = 1, n_out
 
 
 @every_isa
-@examples(40)
+@examples(80)
 @given(shape=SHAPES, pattern=st.sampled_from(PATTERNS), seed=st.integers(0, 2**31))
 def test_rms_norm(isa: str, shape: tuple[int, int], pattern: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -67,35 +66,84 @@ def test_rms_norm(isa: str, shape: tuple[int, int], pattern: str, seed: int) -> 
     same_bits(norm(isa, x, w, 1e-5, 2, n_out=1), got[-1:])
 
 
-def quantised(isa: str, x: Array, terms: int, n_threads: int = 1) -> Array:
-    rows, k = x.shape
+def quantised(isa: str, x: Array, threshold: float, n_threads: int = 1, n_out: int | None = None) -> Array:
+    """The kernel on x [rows, k], or its first ``n_out`` rows: tiles [tiles, bytes]; of one row, each thread's own."""
+    rows, k = n_out or len(x), x.shape[1]
+    tile = 1 if rows == 1 else TILE_ROWS
+    alone = len(x) == 1
     with Memory() as memory:
-        padded = memory.rows(x)
-        y = memory.room((rows, activation_bytes(k, terms)), np.uint8, gap=64)
-        y[:] = 0
-        op = memory.op(X=padded, X_STRIDE=stride(padded), Y=y, Y_STRIDE=stride(y), K=k, TERMS=terms)
-        call(isa, "quantize", op, memory.run(N_ROWS=rows), n_threads)
+        padded = memory.rows(np.repeat(x, n_threads, 0) if alone else x)
+        y = memory.room((n_threads if alone else -(-rows // tile), activation_bytes(k, tile)), np.uint8, gap=64)
+        private = {"X_PRIVATE": stride(padded), "Y_PRIVATE": stride(y)} if alone else {}
+        op = memory.op(
+            X=padded, X_STRIDE=stride(padded), Y=y, Y_STRIDE=stride(y), K=k, THRESHOLD=float(threshold),
+            FLAGS=Flag.OUT_ROWS if n_out else 0, **private,
+        )  # fmt: skip
+        call(isa, "quantize", op, memory.run(N_ROWS=len(x), N_OUT=rows), n_threads)
         return y.copy()
 
 
+def same_tiles(got: Array, expected: reference.Quantised) -> None:
+    """Bit for bit, but for the bytes that mean nothing; ``got`` may hold several copies of one row."""
+    tiles, meaningful = reference.activation_tiles(expected)
+    copies = len(got) // len(tiles)
+    same_bits(np.where(np.repeat(meaningful, copies, 0), got, 0), np.repeat(np.where(meaningful, tiles, 0), copies, 0))
+
+
 @every_isa
-@pytest.mark.parametrize("terms", [1, 2])
-@examples(40)
-@given(shape=SHAPES, pattern=st.sampled_from(PATTERNS), seed=st.integers(0, 2**31))
-def test_quantize_is_exact_to_the_bit(isa: str, terms: int, shape: tuple[int, int], pattern: str, seed: int) -> None:
+@examples(250)
+@given(
+    shape=SHAPES,
+    pattern=st.sampled_from(PATTERNS),
+    threshold=st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, 8.0, np.inf]),
+    seed=st.integers(0, 2**31),
+)
+def test_quantize_is_exact_to_the_bit(
+    isa: str, shape: tuple[int, int], pattern: str, threshold: float, seed: int
+) -> None:
     x = floats(pattern, shape, np.random.default_rng(seed))
-    expected = reference.quantize(x, terms)
-    got = quantised(isa, x, terms)
-    same_bits(got, reference.activation_rows(expected))
-    for n_threads in THREADS[1:]:
-        same_bits(quantised(isa, x, terms, n_threads), got)
-    groups = expected.scales.shape[1]
-    step = expected.scales if terms == 2 else expected.scales / 1
-    restored = (expected.integers().reshape(shape[0], groups, -1) * step[:, :, None]).reshape(shape[0], -1)[
-        :, : shape[1]
-    ]
-    bound = np.repeat(step, 32, axis=1)[:, : shape[1]] * 0.5005 + 2e-30
-    assert (np.abs(restored - x) <= bound + 4 * EPS * np.abs(x)).all()
+    expected = reference.quantize(x, threshold)
+    for n_threads in THREADS:
+        same_tiles(quantised(isa, x, threshold, n_threads), expected)
+    if shape[0] > 1:
+        same_tiles(quantised(isa, x, threshold, 2, n_out=1), expected.rows(slice(1)))
+        same_tiles(quantised(isa, x, threshold, 2, n_out=shape[0] - 1), expected.rows(slice(shape[0] - 1)))
+
+
+@examples(150)
+@given(
+    shape=SHAPES,
+    pattern=st.sampled_from(PATTERNS),
+    threshold=st.sampled_from([0.0, 1.0, np.inf]),
+    seed=st.integers(0, 2**31),
+)
+def test_two_terms_are_254_times_as_close(shape: tuple[int, int], pattern: str, threshold: float, seed: int) -> None:
+    """The twin's values lie within half a step of either size of what was quantised."""
+    x = floats(pattern, shape, np.random.default_rng(seed))
+    quantised = reference.quantize(x, threshold)
+    step = np.where(quantised.has_second, quantised.second_scales(), quantised.scales)
+    bound = np.repeat(step, GROUP, axis=1)[:, : shape[1]] * 0.5005 + 2e-30 + 4 * EPS * np.abs(x)
+    assert (np.abs(quantised.values()[:, : shape[1]] - x) <= bound).all()
+    if threshold == 0 and pattern not in ("huge", "zeros", "negative zero"):
+        assert (quantised.has_second == (quantised.scales > 0)).all()
+    if threshold == np.inf:
+        assert not quantised.has_second.any()
+
+
+@every_isa
+@examples(150)
+@given(shape=SHAPES, pattern=st.sampled_from(["normal", "outliers", "equal"]), seed=st.integers(0, 2**31))
+def test_the_border_between_one_term_and_two(isa: str, shape: tuple[int, int], pattern: str, seed: int) -> None:
+    """Thresholds around what one group has, by the last bits of float32: so rms is the same to the last bit, too."""
+    rng = np.random.default_rng(seed)
+    x = floats(pattern, shape, rng)
+    plain = reference.quantize(x)
+    row, group = rng.integers(shape[0]), rng.integers(plain.scales.shape[1])
+    whole = np.pad(x[row : row + 1], ((0, 0), (0, -shape[1] % GROUP)))
+    border = np.abs(whole[0, GROUP * group : GROUP * (group + 1)]).max() / reference.root_mean_square(whole)[0]
+    below, above = (np.nextafter(border, np.float32(to)) for to in (0, np.inf))
+    for threshold in (np.nextafter(below, np.float32(0)), below, border, above):
+        same_tiles(quantised(isa, x, float(threshold)), reference.quantize(x, float(threshold)))
 
 
 @every_isa

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from edgerun.package import layout
-from edgerun_kernels.record import Field, Op
+from edgerun_kernels.record import Op
 
-from .harness import Array, Memory, address, every_isa, linear_op, same_bits, stride, team
+from .harness import Array, Memory, address, every_isa, linear_op, same_bits, stride, tape, team
 
 WIDTH = 128
 
@@ -20,15 +20,14 @@ def permutations(memory: Memory, ops: int, rows: int, seed: int) -> tuple[Array,
     buffers = [memory.hold(x), memory.hold(np.zeros_like(x))]
     orders = [rng.permutation(WIDTH) for _ in range(4)]
     matrices = [layout.pack("f32", np.eye(WIDTH, dtype=np.float32)[order]) for order in orders]
-    tape = np.zeros((ops, Field.COUNT), np.int64)
+    records = []
     wanted = x
     for i in range(ops):
         source, target = buffers[i % 2], buffers[(i + 1) % 2]
-        record = linear_op(memory, source, target, matrices[i % 4], WIDTH, WIDTH)
-        tape[i] = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_int64 * Field.COUNT).from_address(record))
-        tape[i, Field.CODE], tape[i, Field.BARRIER] = Op.LINEAR_F32, 1
+        fields = {"CODE": int(Op.LINEAR_F32), "BARRIER": 1}
+        records.append(linear_op(memory, source, target, matrices[i % 4], WIDTH, WIDTH, **fields))
         wanted = wanted[:, orders[i % 4]]
-    return tape, buffers[0], buffers[ops % 2], wanted
+    return tape(*records), buffers[0], buffers[ops % 2], wanted
 
 
 @every_isa
@@ -37,11 +36,11 @@ def permutations(memory: Memory, ops: int, rows: int, seed: int) -> tuple[Array,
 def test_every_op_sees_all_of_the_one_before(isa: str, n_threads: int, rows: int) -> None:
     """Any value read too early would end in another place: 200 permutations, each split between the threads."""
     with Memory() as memory:
-        tape, first, last, wanted = permutations(memory, 200, rows, n_threads)
+        ops, first, last, wanted = permutations(memory, 200, rows, n_threads)
         x = first.copy()
         for _ in range(3):
             first[:] = x
-            team(isa, n_threads).run(address(tape), len(tape), memory.run(N_ROWS=rows))
+            team(isa, n_threads).run(address(ops), len(ops), memory.run(N_ROWS=rows))
             same_bits(last, wanted)
 
 
@@ -64,9 +63,31 @@ def test_a_barrier_only_for_several_rows(isa: str) -> None:
                 private = stride(middle)
                 fields = {"CODE": int(Op.LINEAR_F32), "X_PRIVATE": private}
                 product = linear_op(memory, middle, y, w, WIDTH, WIDTH, **fields)
-                kinds = np.ctypeslib.ctypes.c_int64 * Field.COUNT
-                tape = np.stack([np.ctypeslib.as_array(kinds.from_address(record)) for record in (norm, product)])
+                ops = tape(norm, product)
                 for _ in range(20):
                     y[:] = np.nan
-                    team(isa, n_threads).run(address(tape), 2, memory.run(N_ROWS=rows))
+                    team(isa, n_threads).run(address(ops), 2, memory.run(N_ROWS=rows))
                     same_bits(results.setdefault(rows, y.copy()), y)
+
+
+@every_isa
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_profile_counts_every_op(isa: str, n_threads: int, rows: int) -> None:
+    """Each op's ticks grow with every run, and the results are the same as without."""
+    with Memory() as memory:
+        ops, first, last, wanted = permutations(memory, 20, rows, 6)
+        x, profile = first.copy(), memory.room((len(ops),), np.int64)
+        profile[:] = 0
+        run = memory.run(N_ROWS=rows, PROFILE=profile)
+        before = profile.copy()
+        for _ in range(3):
+            first[:] = x
+            team(isa, n_threads).run(address(ops), len(ops), run)
+            same_bits(last, wanted)
+            assert (profile > before).all()
+            before = profile.copy()
+        first[:] = x
+        team(isa, n_threads).run(address(ops), len(ops), memory.run(N_ROWS=rows))
+        same_bits(last, wanted)
+        same_bits(profile, before)

@@ -1,0 +1,99 @@
+"""Stored matrices and quantised activations to try, and the linear layers on them: compiled, and the twin's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edgerun.package import layout
+from edgerun_kernels import reference
+from edgerun_kernels.load import Kernels
+from edgerun_kernels.record import SECOND_TERM, Flag
+
+from .harness import Memory, activations, call, floats, linear_op, stride
+
+Array = NDArray[Any]
+WEIGHTS = ("random", "largest nibbles", "smallest", "subnormal scales", "largest scales", "zero scales")
+QUANTISED = ("q4", "q4m", "q8")
+ACTIVATIONS = ("normal", "outliers", "zeros", "negative zero", "equal", "extremes", "subnormal", "mixed", "one")
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 100), st.integers(1, 140))
+
+
+def matrix(fmt: str, kind: str, n: int, k: int, rng: np.random.Generator) -> dict[str, Array]:
+    """A stored matrix of a kind (of WEIGHTS)."""
+    if fmt == "f32":
+        return layout.pack(fmt, floats("normal", (n, k), rng))
+    low, high, dtype = (-128, 127, np.int8) if fmt == "q8" else (0, 15, np.uint8)
+    values = rng.integers(low, high + 1, (n, k)).astype(dtype)
+    if kind == "largest nibbles":
+        values[:] = high
+    if kind == "smallest":
+        values[:] = low
+    d, m = rng.standard_normal((2, n, -(-k // layout.GROUP))).astype(np.float16)
+    factor = {"subnormal scales": 1e-7, "zero scales": 0.0}.get(kind, 1.0)
+    d, m = (d * factor).astype(np.float16), (m * factor).astype(np.float16)
+    if kind == "largest scales":
+        d[:], m[:] = 65504, -65504
+    return layout.pack(fmt, values, d, m if fmt == "q4m" else None)
+
+
+def padded(n: int) -> int:
+    return -(-n // layout.ROWS) * layout.ROWS
+
+
+def second_terms(x: reference.Quantised, which: str, rng: np.random.Generator) -> reference.Quantised:
+    """x with second terms in no, some or all of its groups, whatever they hold."""
+    chance = {"none": 0.0, "some": 0.4, "all": 1.0}[which]
+    has = rng.random(x.scales.shape) < chance
+    second = rng.integers(-127, 128, x.first.shape).astype(np.int8) * np.repeat(has, layout.GROUP, 1)
+    return x._replace(second=second, has_second=has, sums=sums(x.first, second, x.scales))
+
+
+def sums(first: Array, second: Array, scales: Array) -> Array:
+    one, two = (part.reshape(*scales.shape, -1).sum(2).astype(np.float32) for part in (first, second))
+    return scales * (one + two / np.float32(SECOND_TERM))
+
+
+def quantised_linear(x: reference.Quantised, weights: dict[str, Array]) -> tuple[Array, Array]:
+    """The twin's result, and the size of what the kernel adds up: the sum of all terms' absolute values."""
+    a = np.abs(x.first, dtype=np.float64) + np.abs(x.second, dtype=np.float64) / SECOND_TERM
+    a = a.reshape(*x.scales.shape, -1) * x.scales[:, :, None]
+    d = np.abs(reference.row_scales(weights["d"])).astype(np.float64)
+    if weights["q"].dtype == np.int8:
+        w = (np.abs(reference.int8_rows(weights["q"])) + 256.0).reshape(*d.shape, -1) * d[:, :, None]
+        return reference.linear_q8(x, weights["q"], weights["d"]), np.einsum("rgc,ngc->rn", a, w)
+    m = weights.get("m")
+    low = 8 * d if m is None else np.abs(reference.row_scales(m))
+    w = reference.nibbles(weights["q"]).reshape(*d.shape, -1) * d[:, :, None] + low[:, :, None]
+    return reference.linear_q4(x, weights["q"], weights["d"], m), np.einsum("rgc,ngc->rn", a, w)
+
+
+def run_quantised(
+    kernels: str | Kernels,
+    x: reference.Quantised,
+    weights: dict[str, Array],
+    n: int,
+    n_threads: int = 1,
+    **options: Any,
+) -> Array:
+    """linear_q4 or linear_q8: float32 [rows, padded n]. Options: bias [n], residual [rows, n], flags, n_out."""
+    name = "linear_q8" if weights["q"].dtype == np.int8 else "linear_q4"
+    rows = len(x.first)
+    with Memory() as memory:
+        packed = activations(memory, x, n_threads)
+        fields: dict[str, Any] = {"FLAGS": options.get("flags", 0)}
+        y = memory.room((options.get("rows", rows), padded(n)), np.float32, gap=64)
+        if "bias" in options:
+            fields["BIAS"] = memory.rows(options["bias"][None], layout.ROWS)
+        if "residual" in options:
+            y[:] = 0
+            y[:, :n] = options["residual"]
+            fields["FLAGS"] |= Flag.ACCUMULATE
+        if len(y) == 1:  # every thread reads its own copy
+            fields["X_PRIVATE"] = stride(packed)
+        op = linear_op(memory, packed, y, weights, n, x.first.shape[1], **fields)
+        call(kernels, name, op, memory.run(N_ROWS=len(y), N_OUT=rows), n_threads)
+        return y.copy()
