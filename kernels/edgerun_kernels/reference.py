@@ -247,7 +247,7 @@ def _narrow(numbers: Array) -> NDArray[np.int8]:
 def quantize_keys(keys: F32) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """keys [..., dim] -> int8 [..., 32 G], float16 scales [..., G] of groups of 32 features, bit for bit.
 
-    scale = float16(max|x| / 127 * 1.0005 + 2**-25), so that no more than 127 scales are needed, and round(x * (1 / scale)).
+    scale = float16(max|x| / 127 * 1.0005 + 2**-25): no more than 127 scales are needed; and round(x * (1 / scale)).
     """
     *front, dim = keys.shape
     padded = np.zeros((*front, -(-dim // GROUP) * GROUP), np.float32)
