@@ -7,11 +7,11 @@ busy, and the system leaves the other where it is.
 from .kernel import inner
 from .simd.ops import atomic_add, atomic_load, atomic_store, pause, wait_on, wake_all
 
-PATIENT, IMPATIENT = 20000, 600
+PATIENT, IMPATIENT = 20000, 150
 """Pauses before a waiting thread sleeps. Some hundred microseconds: longer than threads of equal work on processors of
 their own keep it waiting. Where even that was not enough, another program or a thread of the team itself wants the
-processor, and the next DISTRUST waits spin for some ten microseconds only."""
-DISTRUST = 64
+processor, and the next DISTRUST waits spin for a few microseconds only."""
+DISTRUST = 1024
 GENERATION, SLEEPERS, DISTRUSTED = 64, 72, 80
 """Byte offsets behind the number of arrivals."""
 
