@@ -273,7 +273,7 @@ def _attention(name: str, cache: Cache):
         for row in range(share(rows, tid, n_threads), share(rows, tid + 1, n_threads)):
             for kv_head in range(n_kv_heads):
                 write_cache(op, run, row, kv_head, scratch)
-        wait_for_all(field(run, Run.BARRIER), n_threads)
+        wait_for_all(field(run, Run.BARRIER), n_threads, True)
         n_tiles = (group * rows + PREFILL_TILE - 1) // PREFILL_TILE
         for item in range(tid, n_tiles * n_kv_heads, n_threads):  # dealt in turn: late tiles see more keys
             tile, kv_head = item % n_tiles * PREFILL_TILE, item // n_tiles  # a head's keys stay in the cache meanwhile

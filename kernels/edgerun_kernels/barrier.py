@@ -17,8 +17,9 @@ GENERATION, SLEEPERS, DISTRUSTED = 64, 72, 80
 
 
 @inner
-def wait_for_all(barrier, n_threads):
-    """Returns when all threads have called. Four int64: at ``barrier`` and at the offsets."""
+def wait_for_all(barrier, n_threads, patient):
+    """Returns when all threads have called. Four int64: at ``barrier`` and at the offsets. patient: between long pieces
+    of work (several rows), after which threads wait for each other longer than waking takes."""
     if n_threads == 1:
         return
     generation = atomic_load(barrier + GENERATION)
@@ -28,14 +29,14 @@ def wait_for_all(barrier, n_threads):
         if atomic_load(barrier + SLEEPERS) != 0:
             wake_all(barrier + GENERATION)
         return
-    distrust = atomic_load(barrier + DISTRUSTED)
+    distrust = 0 if patient else atomic_load(barrier + DISTRUSTED)
     if distrust > 0:
         atomic_store(barrier + DISTRUSTED, distrust - 1)
     for _ in range(IMPATIENT if distrust > 0 else PATIENT):
         if atomic_load(barrier + GENERATION) != generation:
             return
         pause()
-    if distrust == 0:
+    if distrust == 0 and not patient:
         atomic_store(barrier + DISTRUSTED, DISTRUST)
     atomic_add(barrier + SLEEPERS, 1)
     while atomic_load(barrier + GENERATION) == generation:

@@ -71,7 +71,7 @@ def run_tape(tape, n_ops, run, tid, n_threads):
         run_op(field(op, Field.CODE), op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
         if when == 1 or (when == 2 and several):
-            wait_for_all(barrier, n_threads)
+            wait_for_all(barrier, n_threads, several)
         if profile != 0:
             store_i64(profile + 8 * i, load_i64(profile + 8 * i) + ticks() - start)
-    wait_for_all(barrier, n_threads)
+    wait_for_all(barrier, n_threads, several)
