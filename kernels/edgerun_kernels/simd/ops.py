@@ -11,7 +11,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from .named import F32, I8, I32, I64, NAMED, PREFIX
-from .types import Vec, f32x16, i8x64, i16x16, i32x16
+from .types import Vec, f32x16, i16x16, i32x16
 
 
 def declare(builder: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Type]) -> ir.Function:
@@ -81,7 +81,6 @@ load_i16, store_i16 = _load(types.int16, ir.IntType(16), 2), _store(types.int16,
 load_u8, store_u8 = _load(types.uint8, I8, 1), _store(types.uint8, I8, 1)
 load_f32, store_f32 = _load(types.float32, F32, 4), _store(types.float32, F32, 4)
 
-load_i8x64, store_i8x64 = _load(i8x64, i8x64.llvm, 1), _store(i8x64, i8x64.llvm, 1)
 load_i16x16, store_i16x16 = _load(i16x16, i16x16.llvm, 2), _store(i16x16, i16x16.llvm, 2)
 load_i32x16, store_i32x16 = _load(i32x16, i32x16.llvm, 4), _store(i32x16, i32x16.llvm, 4)
 load_f32x16, store_f32x16 = _load(f32x16, f32x16.llvm, 4), _store(f32x16, f32x16.llvm, 4)
@@ -274,23 +273,18 @@ def sqrt(typingctx, value):
     return types.float32(types.float32), codegen
 
 
-def _prefetch(locality: int) -> Any:
-    @intrinsic
-    def prefetch(typingctx, address):
-        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-            pointer = I8.as_pointer()
-            fn = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
-            place = b.inttoptr(args[0], pointer)
-            b.call(fn, [place, ir.Constant(I32, 0), ir.Constant(I32, locality), ir.Constant(I32, 1)])
-            return ctx.get_dummy_value()
+@intrinsic
+def prefetch_far(typingctx, address):
+    """Into the second cache: more such requests can be under way than into the first."""
 
-        return types.void(types.int64), codegen
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        pointer = I8.as_pointer()
+        fn = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
+        place = b.inttoptr(args[0], pointer)
+        b.call(fn, [place, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])
+        return ctx.get_dummy_value()
 
-    return prefetch
-
-
-prefetch, prefetch_far = _prefetch(3), _prefetch(2)
-"""Into the nearest cache; into the one behind it."""
+    return types.void(types.int64), codegen
 
 
 @intrinsic
