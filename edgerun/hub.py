@@ -13,7 +13,7 @@ from edgerun.catalog import CATALOGUE, near_names
 from edgerun.errors import CheckpointError, HubError, OptionError
 from edgerun.progress import Progress, silent
 
-QUANTS = ("auto", "q4", "q8", "f32")
+QUANTS = ("auto", "q4", "q6", "q8", "f32")
 
 
 def resolve(model: str | os.PathLike[str], *, quant: str = "auto", progress: Progress | None = None) -> Path:

@@ -11,27 +11,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun_kernels.record import GROUP, PAGE, ROWS, Field, Op
+from edgerun_kernels.record import GROUP, PAGE, ROWS, SUPER_GROUPS, Field, Op
 
 if TYPE_CHECKING:
     from edgerun.model import Model
     from edgerun.session import Session
 
+_Q4, _Q8, _Q6K = 4 * 64 + 2 * ROWS, 8 * 64 + 2 * ROWS, 6 * 64 + 2 * ROWS // SUPER_GROUPS
 _GROUP_BYTES = {
-    Op.LINEAR_Q4: 4 * 64 + 2 * ROWS,
-    Op.LINEAR_Q4_FLOAT: 4 * 64 + 2 * ROWS,
-    Op.LINEAR_Q8: 8 * 64 + 2 * ROWS,
-    Op.LINEAR_Q8_FLOAT: 8 * 64 + 2 * ROWS,
+    Op.LINEAR_Q4: _Q4,
+    Op.LINEAR_Q4_FLOAT: _Q4,
+    Op.LINEAR_Q8: _Q8,
+    Op.LINEAR_Q8_FLOAT: _Q8,
+    Op.LINEAR_Q6K: _Q6K,
+    Op.LINEAR_Q6K_FLOAT: _Q6K,
+    Op.LINEAR_TERNARY: 2 * 64,
 }
-"""Bytes of 16 rows by 32 columns, scales included and minima not."""
+"""Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
 _ATTENTION = (Op.ATTENTION_F16, Op.ATTENTION_F32, Op.ATTENTION_Q8)
 _KINDS = {
     Op.RMS_NORM: "norms",
     Op.QUANTIZE: "quantisation of activations",
+    Op.QUANTIZE_ROWS: "quantisation of activations",
     Op.SWIGLU: "SwiGLU",
+    Op.SQUARED_RELU: "squared ReLU",
     Op.GATHER_ATTENTION: "attention, joining its parts",
     Op.EMBED_Q4: "embedding",
     Op.EMBED_Q8: "embedding",
+    Op.EMBED_Q6K: "embedding",
     Op.EMBED_F32: "embedding",
     **dict.fromkeys(_ATTENTION, "attention"),
 }

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from edgerun.package.reader import Package
 
 _PARTS = ("embedding", "attention", "mlp", "norm", "output head", "other")
-_FORMATS = {"q4": "q4_0", "q4m": "q4_1", "q8": "q8_0", "f32": "f32"}  # by the names that users know from GGUF
+_FORMATS = {"q4": "q4_0", "q4m": "q4_1", "q6k": "q6_k", "q8": "q8_0", "ternary": "ternary", "f32": "f32"}
+"""By the names that users know from GGUF."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def _sampling(*declarations: str, **settings: Any) -> Callable[[Function], Funct
 model_argument = click.argument("model")
 quant_option = option(
     "--quant",
-    type=click.Choice(["auto", "q4", "q8", "f32"]),
+    type=click.Choice(["auto", "q4", "q6", "q8", "f32"]),
     default="auto",
     show_default=True,
     help="Number format of the weights; auto keeps what a GGUF file has, where it can.",

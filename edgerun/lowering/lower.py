@@ -8,7 +8,7 @@ rows otherwise. So a decode step has five barriers a layer.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgerun.errors import PackageError
 from edgerun.lowering.tape import Arena, Tape
-from edgerun.package.operators import OPERATORS
+from edgerun.package.operators import EMBEDS, LINEARS, OPERATORS
 from edgerun_kernels.record import (
     GROUP,
     MAX_CHUNKS,
@@ -28,6 +28,7 @@ from edgerun_kernels.record import (
     activation_bytes,
     attention_scratch_bytes,
     kv_head_bytes,
+    row_activation_bytes,
 )
 
 if TYPE_CHECKING:
@@ -40,10 +41,17 @@ THRESHOLDS = {"mixed": (8.0, 0.0), "int16": (0.0, 0.0), "int8": (np.inf, np.inf)
 """Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8; the second
 number is for the output head, which has few rows at prefill and whose errors nothing evens out."""
 ALWAYS, SEVERAL_ROWS = 1, 2
-EMBED = {"q4": Op.EMBED_Q4, "q4m": Op.EMBED_Q4, "q8": Op.EMBED_Q8, "f32": Op.EMBED_F32}
-LINEAR = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "f32": Op.LINEAR_F32}
-LINEAR_FLOAT = {"q4": Op.LINEAR_Q4_FLOAT, "q4m": Op.LINEAR_Q4_FLOAT, "q8": Op.LINEAR_Q8_FLOAT, "f32": Op.LINEAR_F32}
-
+EMBED = {"q4": Op.EMBED_Q4, "q4m": Op.EMBED_Q4, "q8": Op.EMBED_Q8, "q6k": Op.EMBED_Q6K, "f32": Op.EMBED_F32}
+LINEAR = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "q6k": Op.LINEAR_Q6K, "f32": Op.LINEAR_F32}
+LINEAR_FLOAT = {
+    "q4": Op.LINEAR_Q4_FLOAT,
+    "q4m": Op.LINEAR_Q4_FLOAT,
+    "q8": Op.LINEAR_Q8_FLOAT,
+    "q6k": Op.LINEAR_Q6K_FLOAT,
+    "f32": Op.LINEAR_F32,
+}
+GATE = {"SwiGLU": Op.SWIGLU, "SquaredReLU": Op.SQUARED_RELU}
+TILE_BYTES = {Op.QUANTIZE: activation_bytes, Op.QUANTIZE_ROWS: row_activation_bytes}
 ATTENTION = {"f16": Op.ATTENTION_F16, "q8": Op.ATTENTION_Q8, "f32": Op.ATTENTION_F32}
 
 
@@ -64,8 +72,8 @@ class Value:
     width: int
     private: bool = False
     """Whether every thread has its own copy when one row runs."""
-    quantised: int | None = None
-    """Arena offset of its int8 form, once there is one."""
+    quantised: dict[Op, int] = field(default_factory=dict)
+    """Arena offsets of its int8 forms, by the op that made them."""
     record: int | None = None
     """The op record of the linear layer that wrote it, if one did."""
 
@@ -112,9 +120,12 @@ class _Lowering:
     def tape(self) -> Tape:
         for node in self.package.graph.node:
             handler = getattr(self, f"_{node.op_type.lower()}", None)
-            spec = OPERATORS.get(node.op_type) if node.domain == "edgerun" else None
-            if spec is not None and spec.weights:
-                handler = self._embed if node.op_type.startswith("Embed") else self._linear
+            if node.op_type in EMBEDS:
+                handler = self._embed
+            elif node.op_type in LINEARS:
+                handler = self._linear
+            elif node.op_type in GATE:
+                handler = self._gate
             if handler is None:
                 raise self._unsupported(node, "an unknown operator")
             handler(node)
@@ -161,8 +172,8 @@ class _Lowering:
         del self.values[name]
         if all(other.offset != value.offset for other in self.values.values()):  # a residual lives on in its sum
             self.arena.give(value.offset, value.width)
-        if value.quantised is not None:
-            self.arena.give(value.quantised, value.width, quantised=True)
+        for code, offset in value.quantised.items():
+            self.arena.give(offset, value.width, TILE_BYTES[code](value.width, TILE_ROWS))
 
     def _address(self, array: NDArray[Any]) -> int:
         self.arrays.append(array)
@@ -179,7 +190,7 @@ class _Lowering:
         spec = OPERATORS[node.op_type]
         tensors = dict(zip(spec.inputs[1:], node.input[1:], strict=True))
         fields = {"N": self._attribute(node, "N"), "K": self._attribute(node, "K")}
-        for suffix, key in (("q", "W"), ("w", "W"), ("d", "D"), ("m", "M")):
+        for suffix, key in (("q", "W"), ("w", "W"), ("d", "D"), ("m", "M"), ("s", "M")):
             if suffix in tensors:
                 fields[key] = self._address(self.package.tensor(tensors[suffix]))
         return fields
@@ -210,7 +221,8 @@ class _Lowering:
 
     def _rmsnormalization(self, node: Any) -> None:
         x = self.values[node.input[0]]
-        self._wait()
+        if not x.private:  # else every thread has it, or the rows that it normalises
+            self._wait()
         y = Value(self.arena.take(x.width, x.stride), x.width, private=True)
         final = node.output[0] in self.final
         self._emit(
@@ -236,36 +248,40 @@ class _Lowering:
             "Y_PRIVATE": y_stride,
         }
 
-    def _quantised(self, name: str, flags: int) -> dict[str, int]:
-        """The int8 form of a value, made where it is first wanted."""
+    def _quantised(self, name: str, code: Op, flags: int) -> dict[str, int]:
+        """An int8 form of a value, made where it is first wanted."""
         x = self.values[name]
-        tile, row = activation_bytes(x.width, TILE_ROWS), activation_bytes(x.width, 1)
-        if x.quantised is None:
+        tile, row = TILE_BYTES[code](x.width, TILE_ROWS), TILE_BYTES[code](x.width, 1)
+        if code not in x.quantised:
             if not x.private:
                 self._wait()  # other threads wrote parts of the row
-            x.quantised = self.arena.take_tiles(x.width, tile, row)
-            fields = self._rows(x, x.quantised, tile) | {"Y_PRIVATE": row}
-            limit = THRESHOLDS[self.compute][1 if flags & Flag.OUT_ROWS else 0]
+            x.quantised[code] = self.arena.take_tiles(x.width, tile, row)
+            fields = self._rows(x, x.quantised[code], tile) | {"Y_PRIVATE": row}
+            limit = THRESHOLDS.get(self.compute, THRESHOLDS["mixed"])[1 if flags & Flag.OUT_ROWS else 0]
             threshold = int(np.float64(limit).view(np.int64))
-            self._emit(f"{name}.quantised", Op.QUANTIZE, **fields, K=x.width, THRESHOLD=threshold, FLAGS=flags)
+            self._emit(f"{name}.quantised", code, **fields, K=x.width, THRESHOLD=threshold, FLAGS=flags)
             self._wait(SEVERAL_ROWS)
-        return {"X": x.quantised, "X_STRIDE": tile, "X_PRIVATE": row}
+        return {"X": x.quantised[code], "X_STRIDE": tile, "X_PRIVATE": row}
 
     def _linear(self, node: Any) -> None:
         name = node.input[0]
         x = self.values[name]
         fmt = str(OPERATORS[node.op_type].weights)
         final = node.output[0] in self.final
-        if self.compute != "float32" and fmt != "f32":
+        flags: int = Flag.OUT_ROWS if final else 0
+        if fmt == "ternary":  # its activations are int8 by definition
+            code = Op.LINEAR_TERNARY
+            source = self._quantised(name, Op.QUANTIZE_ROWS, flags)
+        elif self.compute != "float32" and fmt != "f32":
             code = LINEAR[fmt]
-            source = self._quantised(name, Flag.OUT_ROWS if final else 0)
+            source = self._quantised(name, Op.QUANTIZE, flags)
         else:
             code = LINEAR_FLOAT[fmt]
             self._wait(SEVERAL_ROWS if x.private else ALWAYS)
             source = {"X": x.offset, "X_STRIDE": x.stride, "X_PRIVATE": x.stride if x.private else 0}
         fields = self._weights(node)
         if final:
-            flags = Flag.OUT_ROWS | Flag.LOGITS
+            flags |= Flag.LOGITS
             self._emit(node.name, code, **source, Y_STRIDE=_pad(fields["N"], ROWS) * 4, FLAGS=flags, **fields)
             return
         y = Value(self.arena.take(fields["N"], row_bytes(fields["N"])), fields["N"])
@@ -296,11 +312,11 @@ class _Lowering:
             "export the checkpoint again with `edgerun export`"
         )
 
-    def _swiglu(self, node: Any) -> None:
+    def _gate(self, node: Any) -> None:
         gate, up = self.values[node.input[0]], self.values[node.input[1]]
         # No barrier: a thread takes the columns that it wrote itself.
         fields = {"X": gate.offset, "UP": up.offset, "X_STRIDE": gate.stride, "N": gate.width}
-        self._emit(node.name, Op.SWIGLU, **fields)
+        self._emit(node.name, GATE[node.op_type], **fields)
         self.values[node.output[0]] = Value(gate.offset, gate.width)
 
     def _attention(self, node: Any) -> None:

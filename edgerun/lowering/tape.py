@@ -37,7 +37,7 @@ class Tape:
 class Arena:
     """Plans activation buffers: byte offsets, reused as soon as no thread can still be reading them.
 
-    A buffer goes back to the others of its own width only, because the zeros that pad a row must stay zero.
+    A buffer goes back to the others of its own width and kind only, because the zeros that pad a row must stay zero.
     """
 
     ALIGNMENT = 64
@@ -46,8 +46,8 @@ class Arena:
         self.max_rows = max_rows
         self.n_threads = n_threads
         self.size = 0
-        self._free: dict[tuple[int, bool], list[int]] = {}
-        self._released: list[tuple[tuple[int, bool], int]] = []
+        self._free: dict[tuple[int, int], list[int]] = {}
+        self._released: list[tuple[tuple[int, int], int]] = []
 
     def scratch(self, n_bytes: int) -> int:
         """A block of its own, never reused."""
@@ -57,18 +57,19 @@ class Arena:
 
     def take(self, width: int, stride: int) -> int:
         """A buffer of max_rows rows of ``width`` features in ``stride`` bytes, or one row a thread if that is more."""
-        free = self._free.get((width, False))
+        free = self._free.get((width, 0))
         return free.pop() if free else self.scratch(stride * max(self.max_rows, self.n_threads))
 
     def take_tiles(self, width: int, tile: int, row: int) -> int:
         """A buffer of quantised tiles of ``tile`` bytes for max_rows rows, or of ``row`` bytes a thread."""
-        free = self._free.get((width, True))
+        free = self._free.get((width, tile))
         size = max(tile * -(-self.max_rows // TILE_ROWS), row * self.n_threads)
         return free.pop() if free else self.scratch(size)
 
-    def give(self, offset: int, width: int, quantised: bool = False) -> None:
-        """Marks a buffer as read for the last time: free after the next barrier."""
-        self._released.append(((width, quantised), offset))
+    def give(self, offset: int, width: int, tile: int = 0) -> None:
+        """Marks a buffer, of rows or of tiles of ``tile`` bytes, as read for the last time: free after the next
+        barrier."""
+        self._released.append(((width, tile), offset))
 
     def barrier(self) -> None:
         for key, offset in self._released:

@@ -12,7 +12,7 @@ from edgerun.errors import PackageError
 from edgerun.package.problem import damaged, shown
 
 FORMAT_VERSION = 1
-FAMILIES = ("llama",)
+FAMILIES = ("llama", "bitnet")
 
 # Far above any model, and small enough that no product of a few of them overflows an int64.
 _LIMITS = {

@@ -10,10 +10,15 @@ q4      q uint8 [Nb, G, 4, 16, 4]         byte (b, g, c, r, j): row b*16+r; low 
 q4m     q, d as q4; m float16 as d        as q4                                               nibble * d + m (Q4_1)
 q8      q int8 [Nb, G, 8, 16, 4]          (b, g, c, r, j): row b*16+r, column g*32+c*4+j      q * d (Q8_0)
         d float16 [Nb, G, 16]
+q6k     q uint8 [Nb, G, 6, 16, 4]         lines 0..3 as q4: the low 4 bits; line 4+h, bits    (q - 32) * s * d
+        s int8 [Nb, G, 2, 16]             2p and 2p+1: the high 2 bits of column              (GGUF Q6_K)
+        d float16 [Nb, ceil(G/8), 16]     g*32+h*16+p*4+j; s of every 16 columns, d of 256
+ternary q uint8 [Nb, G, 2, 16, 4]         byte (b, g, h, r, j), bits 2p and 2p+1: row         (q - 1) * d
+        d float32 [1]                     b*16+r, column g*32+h*16+p*4+j                      (BitNet)
 f32     w float32 [Nb, K, 16]             (b, k, r): row b*16+r, column k                     w
 ======  ================================  ==================================================  ====================
 
-Padding rows and columns hold the value 0 (q4: nibble 8; all others: 0; scales and minima: 0).
+Padding rows and columns hold the value 0 (q4: nibble 8; q6k: 32; ternary: 1; all others: 0; scales and factors: 0).
 Everything here works on blocks of rows, so that temporaries stay at a few MiB whatever the matrix.
 """
 
@@ -27,8 +32,9 @@ from numpy.typing import NDArray
 
 from edgerun_kernels.record import GROUP as GROUP  # the kernels' own numbers: a package is laid out for them
 from edgerun_kernels.record import ROWS as ROWS
+from edgerun_kernels.record import SUPER_GROUPS as SUPER_GROUPS
 
-FORMATS = ("q4", "q4m", "q8", "f32")
+FORMATS = ("q4", "q4m", "q8", "q6k", "ternary", "f32")
 
 Array = NDArray[Any]
 _CHUNK_ELEMENTS = 1 << 20
@@ -42,70 +48,111 @@ class Part(NamedTuple):
 
 
 class Unpacked(NamedTuple):
-    """A matrix in plain row order: values [N, K] (uint8 nibbles, int8 or float32), d and m float16 [N, G] or None."""
+    """A matrix in plain row order: values [N, K] (uint8 codes, int8 or float32); scales d, minima m and factors s as
+    `pack` takes them, or None."""
 
     values: Array
-    d: Array | None
-    m: Array | None
+    d: Array | None = None
+    m: Array | None = None
+    s: Array | None = None
+
+
+class _Format(NamedTuple):
+    """How a format's numbers lie. payload: dtype of "q" or "w". largest: greatest code. zero: the code of 0."""
+
+    payload: str
+    parts: tuple[str, ...]
+    largest: int = 127
+    zero: int = 0
+
+
+_FORMATS = {
+    "q4": _Format("u1", ("q", "d"), 15, 8),
+    "q4m": _Format("u1", ("q", "d", "m"), 15),
+    "q8": _Format("i1", ("q", "d")),
+    "q6k": _Format("u1", ("q", "s", "d"), 63, 32),
+    "ternary": _Format("u1", ("q", "d"), 2, 1),
+    "f32": _Format("<f4", ("w",)),
+}
 
 
 def parts(fmt: str, n: int, k: int) -> dict[str, Part]:
-    """The tensors of an n x k matrix stored as `fmt`: "q", "d", "m", "w" -> Part, in the order of operator inputs."""
+    """The tensors of an n x k matrix stored as `fmt`: "q", "d", "m", "s", "w" -> Part, in the operators' order."""
+    if fmt not in _FORMATS:
+        raise ValueError(f"unknown weight format {fmt!r}, not one of {', '.join(FORMATS)}")
     blocks, groups = -(-n // ROWS), -(-k // GROUP)
-    scale = Part(np.dtype("<f2"), (blocks, groups, ROWS))
-    nibbles = Part(np.dtype("u1"), (blocks, groups, 4, ROWS, 4))
-    if fmt == "q4":
-        return {"q": nibbles, "d": scale}
-    if fmt == "q4m":
-        return {"q": nibbles, "d": scale, "m": scale}
-    if fmt == "q8":
-        return {"q": Part(np.dtype("i1"), (blocks, groups, 8, ROWS, 4)), "d": scale}
+    lines = {"q4": 4, "q4m": 4, "q8": 8, "q6k": 6, "ternary": 2}
     if fmt == "f32":
         return {"w": Part(np.dtype("<f4"), (blocks, k, ROWS))}
-    raise ValueError(f"unknown weight format {fmt!r}, not one of {', '.join(FORMATS)}")
+    wanted = {"q": Part(np.dtype(_FORMATS[fmt].payload), (blocks, groups, lines[fmt], ROWS, 4))}
+    if fmt == "ternary":
+        return wanted | {"d": Part(np.dtype("<f4"), (1,))}
+    if fmt == "q6k":
+        scales = Part(np.dtype("<f2"), (blocks, -(-groups // SUPER_GROUPS), ROWS))
+        return wanted | {"s": Part(np.dtype("i1"), (blocks, groups, 2, ROWS)), "d": scales}
+    scales = Part(np.dtype("<f2"), (blocks, groups, ROWS))
+    return wanted | dict.fromkeys(_FORMATS[fmt].parts[1:], scales)
 
 
-def pack(fmt: str, values: Array, d: Array | None = None, m: Array | None = None) -> dict[str, Array]:
+def pack(
+    fmt: str, values: Array, d: Array | None = None, m: Array | None = None, s: Array | None = None
+) -> dict[str, Array]:
     """Interleave a matrix.
 
-    values: [N, K]; uint8 nibbles 0..15 (q4, q4m), int8 (q8) or float32 (f32).  d: scales [N, G], q4, q4m and q8.
-    m: minima [N, G], q4m only. Scales and minima are stored as float16.
+    values: [N, K]; uint8 codes 0..15 (q4, q4m), 0..63 (q6k) or 0..2 (ternary), int8 (q8) or float32 (f32).
+    d: scales [N, G], q4, q4m and q8; [N, ceil(G/8)], q6k; [1] float32, ternary.  m: minima [N, G], q4m only.
+    s: int8 factors [N, 2 G], q6k only. Scales and minima are stored as float16.
     Returns the tensors that `parts(fmt, N, K)` describes. Raises ValueError if an argument does not fit the format.
     """
     n, k = values.shape
     wanted = parts(fmt, n, k)
-    scales = {"d": d, "m": m}
-    for suffix, given in scales.items():
+    kind = _FORMATS[fmt]
+    beside = {"d": d, "m": m, "s": s}
+    for suffix, given in beside.items():
         if (given is not None) != (suffix in wanted):
             raise ValueError(f"{fmt} {'needs' if given is None else 'has no'} {suffix}")
-        if given is not None and given.shape != (n, -(-k // GROUP)):
-            raise ValueError(f"{suffix} has shape {given.shape}, expected {(n, -(-k // GROUP))}")
+        if given is not None and given.shape != (shape := _plain_shape(suffix, wanted[suffix].shape, n)):
+            raise ValueError(f"{suffix} has shape {given.shape}, expected {shape}")
     payload = "w" if fmt == "f32" else "q"
     if values.dtype != wanted[payload].dtype:
         raise ValueError(f"{fmt} needs {wanted[payload].dtype} values, got {values.dtype}")
     packed: dict[str, Array] = {suffix: np.empty(part.shape, part.dtype) for suffix, part in wanted.items()}
     width = k if fmt == "f32" else wanted[payload].shape[1] * GROUP
     for start, stop in _row_blocks(len(packed[payload]), width):
-        packed[payload][start:stop] = _interleave(fmt, _padded(values, start, stop, width, 8 if fmt == "q4" else 0))
-        for suffix, given in scales.items():
-            if given is not None:
+        packed[payload][start:stop] = _interleave(fmt, _padded(values, start, stop, width, kind.zero))
+        for suffix, given in beside.items():
+            if given is not None and fmt != "ternary":
                 rows = _padded(given, start, stop, given.shape[1], 0)
-                packed[suffix][start:stop] = rows.reshape(stop - start, ROWS, -1).transpose(0, 2, 1)
+                target = packed[suffix][start:stop]
+                target[...] = np.moveaxis(rows.reshape(stop - start, ROWS, *target.shape[1:-1]), 1, -1)
+    if fmt == "ternary":
+        packed["d"][...] = d
     return packed
 
 
+def _plain_shape(suffix: str, stored: tuple[int, ...], n: int) -> tuple[int, ...]:
+    """The shape of scales, minima or factors in plain row order."""
+    return stored if len(stored) == 1 else (n, int(np.prod(stored[1:-1])))
+
+
 def unpack(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> Unpacked:
-    """Undo `pack` for an n x k matrix: exactly the values, d and m that were packed (scales as float16)."""
+    """Undo `pack` for an n x k matrix: exactly the values, scales, minima and factors that were packed."""
     payload, blocks = _checked(fmt, tensors, n, k)
-    groups = -(-k // GROUP)
     values: Array = np.empty((n, k), payload.dtype)
-    scales = {s: np.empty((n, groups), np.float16) for s in ("d", "m") if s in tensors and fmt != "f32"}
+    beside: dict[str, Array] = {}
+    for suffix in ("d", "m", "s"):
+        if suffix in _FORMATS[fmt].parts:
+            stored = tensors[suffix]
+            beside[suffix] = np.empty(_plain_shape(suffix, stored.shape, n), stored.dtype)
     for start, stop in blocks:
         first, last = start * ROWS, min(n, stop * ROWS)
         values[first:last] = _deinterleave(fmt, payload[start:stop])[: last - first, :k]
-        for suffix, plain in scales.items():
-            plain[first:last] = _row_scales(tensors[suffix][start:stop])[: last - first]
-    return Unpacked(values, scales.get("d"), scales.get("m"))
+        for suffix, plain in beside.items():
+            if plain.ndim == 2:
+                plain[first:last] = _row_scales(tensors[suffix][start:stop])[: last - first]
+    if fmt == "ternary":
+        beside["d"][...] = tensors["d"]
+    return Unpacked(values, **beside)
 
 
 def dequantise(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> NDArray[np.float32]:
@@ -115,10 +162,16 @@ def dequantise(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> NDArra
     for start, stop in blocks:
         first, last = start * ROWS, min(n, stop * ROWS)
         rows = _deinterleave(fmt, payload[start:stop]).astype(np.float32)
-        if fmt != "f32":
+        if fmt in ("q4", "q6k", "ternary"):
+            rows -= _FORMATS[fmt].zero
+        if fmt == "ternary":
+            rows *= tensors["d"]
+        elif fmt == "q6k":
+            rows *= np.repeat(_row_scales(tensors["s"][start:stop]).astype(np.float32), GROUP // 2, axis=1)
+            scale = np.repeat(_row_scales(tensors["d"][start:stop]).astype(np.float32), GROUP * SUPER_GROUPS, axis=1)
+            rows *= scale[:, : rows.shape[1]]
+        elif fmt != "f32":
             grouped = rows.reshape(len(rows), -1, GROUP)
-            if fmt == "q4":
-                grouped -= 8
             grouped *= _row_scales(tensors["d"][start:stop]).astype(np.float32)[:, :, None]
             if fmt == "q4m":
                 grouped += _row_scales(tensors["m"][start:stop]).astype(np.float32)[:, :, None]
@@ -157,10 +210,26 @@ def _interleave(fmt: str, rows: Array) -> Array:
         return rows.reshape(blocks, ROWS, -1).transpose(0, 2, 1)
     if fmt == "q8":
         return rows.reshape(blocks, ROWS, -1, 8, 4).transpose(0, 2, 3, 1, 4)
-    if rows.size and rows.max() > 15:
-        raise ValueError(f"{fmt} needs nibbles 0..15, got {rows.max()}")
-    halves = rows.reshape(blocks, ROWS, -1, 4, 2, 4)
+    if rows.size and rows.max() > _FORMATS[fmt].largest:
+        raise ValueError(f"{fmt} needs codes 0..{_FORMATS[fmt].largest}, got {rows.max()}")
+    if fmt == "ternary":
+        return _interleaved_pairs(rows)
+    if fmt == "q6k":
+        return np.concatenate([_interleaved_nibbles(rows & 15), _interleaved_pairs(rows >> 4)], axis=2)
+    return _interleaved_nibbles(rows)
+
+
+def _interleaved_nibbles(rows: Array) -> Array:
+    """[blocks, G, 4, 16, 4]"""
+    halves = rows.reshape(len(rows) // ROWS, ROWS, -1, 4, 2, 4)
     packed: Array = halves[..., 0, :] | (halves[..., 1, :] << 4)
+    return packed.transpose(0, 2, 3, 1, 4)
+
+
+def _interleaved_pairs(rows: Array) -> Array:
+    """[blocks, G, 2, 16, 4]"""
+    pairs = rows.reshape(len(rows) // ROWS, ROWS, -1, 2, 4, 4)
+    packed: Array = pairs[..., 0, :] | (pairs[..., 1, :] << 2) | (pairs[..., 2, :] << 4) | (pairs[..., 3, :] << 6)
     return packed.transpose(0, 2, 3, 1, 4)
 
 
@@ -168,11 +237,21 @@ def _deinterleave(fmt: str, blocks: Array) -> Array:
     rows = len(blocks) * ROWS
     if fmt == "f32":
         return blocks.transpose(0, 2, 1).reshape(rows, -1)
-    if fmt == "q8":
-        return blocks.transpose(0, 3, 1, 2, 4).reshape(rows, -1)
     plain = blocks.transpose(0, 3, 1, 2, 4)
-    return np.stack((plain & 15, plain >> 4), axis=-2).reshape(rows, -1)
+    if fmt == "q8":
+        return plain.reshape(rows, -1)
+    if fmt == "ternary":
+        return _plain_pairs(plain).reshape(rows, -1)
+    low = np.stack((plain[:, :, :, :4] & 15, plain[:, :, :, :4] >> 4), axis=-2).reshape(rows, -1)
+    if fmt == "q6k":
+        low |= _plain_pairs(plain[:, :, :, 4:]).reshape(rows, -1) << 4
+    return low
+
+
+def _plain_pairs(plain: Array) -> Array:
+    """[..., 4] bytes -> [..., 4, 4] numbers 0..3."""
+    return np.stack([plain >> shift & 3 for shift in (0, 2, 4, 6)], axis=-2)
 
 
 def _row_scales(blocks: Array) -> Array:
-    return blocks.transpose(0, 2, 1).reshape(len(blocks) * ROWS, -1)
+    return np.moveaxis(blocks, -1, 1).reshape(len(blocks) * ROWS, -1)

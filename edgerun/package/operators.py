@@ -35,13 +35,20 @@ class OperatorSpec(NamedTuple):
 
 
 _MATRIX = {"N": "int", "K": "int"}
-_WEIGHTS = {"Q4": ("q4", ("q", "d")), "Q4M": ("q4m", ("q", "d", "m")), "Q8": ("q8", ("q", "d")), "F32": ("f32", ("w",))}
+_WEIGHTS = {
+    "Q4": ("q4", ("q", "d")),
+    "Q4M": ("q4m", ("q", "d", "m")),
+    "Q8": ("q8", ("q", "d")),
+    "Q6K": ("q6k", ("q", "s", "d")),
+    "F32": ("f32", ("w",)),
+}
 
 OPERATORS: dict[str, OperatorSpec] = {
     spec.name: spec
     for spec in (
         *(OperatorSpec(f"Embed{s}", ("input_ids", *p), ("x",), _MATRIX, f) for s, (f, p) in _WEIGHTS.items()),
         *(OperatorSpec(f"Linear{s}", ("x", *p), ("y",), _MATRIX, f) for s, (f, p) in _WEIGHTS.items()),
+        OperatorSpec("BitLinear", ("x", "q", "d"), ("y",), _MATRIX, "ternary"),
         OperatorSpec("RotaryCosSin", ("position_ids", "inv_freq"), ("cos", "sin"), {}),
         OperatorSpec("CausalMask", ("position_ids", "past_key"), ("mask",), {}),
         OperatorSpec(
@@ -51,6 +58,7 @@ OPERATORS: dict[str, OperatorSpec] = {
             {"n_heads": "int", "n_kv_heads": "int", "head_dim": "int", "scale": "float"},
         ),
         OperatorSpec("SwiGLU", ("gate", "up"), ("y",), {}),
+        OperatorSpec("SquaredReLU", ("gate", "up"), ("y",), {}),
     )
 }
 
@@ -58,20 +66,26 @@ FINGERPRINTS = {
     "EmbedQ4": "7aecf23baa0768a00ab834bf90d2e666",
     "EmbedQ4M": "7351b77040a19264ddfd818fffb51bef",
     "EmbedQ8": "22e38e0e5fff6d23b9a6f489524c82dc",
+    "EmbedQ6K": "a609c990301f4610a1ca1cf9025c791f",
     "EmbedF32": "7a8f2c95a50604a086859bc50c73dd12",
     "LinearQ4": "c2a77fd422c55635b0ba7ac0b9b0ca72",
     "LinearQ4M": "1b8c2292d746c02a5f4226663f2c49cc",
     "LinearQ8": "b6cd2552cd55c9a673903148213f07ce",
+    "LinearQ6K": "1bd47e3566a11edf4a8c220eb88cb9f0",
     "LinearF32": "d8c67b5e22e18fe700cbf7159956f20c",
+    "BitLinear": "19baf701d555f903372c25311f8acd2f",
     "RotaryCosSin": "d9dd59db631c4a0acfeba04b0baa3465",
     "CausalMask": "b51337256d82ba2224dc56d99a80ce25",
     "Attention": "25be848dc19ec7013fa8ee873f95eac9",
     "SwiGLU": "7f7d6c8fc341e4861775b75a9eb4e8e1",
+    "SquaredReLU": "893c7f5a742c2ba8360f871f17f8f044",
 }
 """What `fingerprint` says of each function of format version 1: reading a package needs no parser."""
 
 _EMBED = {fmt: f"Embed{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()}
-_LINEAR = {fmt: f"Linear{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()}
+_LINEAR = {fmt: f"Linear{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()} | {"ternary": "BitLinear"}
+EMBEDS, LINEARS, GATES = tuple(_EMBED.values()), tuple(_LINEAR.values()), ("SwiGLU", "SquaredReLU")
+"""Operators of which one stands in a place of the graph."""
 
 
 def embed_operator(fmt: str) -> str:
@@ -122,9 +136,9 @@ def fingerprint(function: FunctionProto) -> str:
 def _body(name: str) -> str:
     for suffix, (fmt, _) in _WEIGHTS.items():
         if name == f"Linear{suffix}":
-            return _LINEAR_F32 if fmt == "f32" else _linear(fmt)
+            return {"f32": _LINEAR_F32, "q6k": _LINEAR_Q6K}.get(fmt) or _linear(fmt)
         if name == f"Embed{suffix}":
-            return _EMBED_F32 if fmt == "f32" else _embed(fmt)
+            return {"f32": _EMBED_F32, "q6k": _EMBED_Q6K}.get(fmt) or _embed(fmt)
     return _BODIES[name]
 
 
@@ -143,6 +157,35 @@ def _nibbles(packed: str, axis: int) -> str:
     halves = Concat <axis = {axis}> (low_half, high_half)"""
 
 
+def _pairs(packed: str, axis: int) -> str:
+    """`packed` bytes [..., 4] -> `pairs` [..., 4, 4] with the new axis at `axis`: two bits each, the lowest first."""
+    shifts = "".join(
+        f"""
+    shift_{i}i = Constant <value_ints = [{2 * i}]> ()
+    shift_{i} = Cast <to = 2> (shift_{i}i)
+    moved_{i} = BitShift <direction = "RIGHT"> ({packed}, shift_{i})
+    part_{i} = BitwiseAnd(moved_{i}, three)
+    pair_{i} = Unsqueeze(part_{i}, pair_axis)"""
+        for i in range(4)
+    )
+    return f"""
+    three_i = Constant <value_ints = [3]> ()
+    three = Cast <to = 2> (three_i)
+    pair_axis = Constant <value_ints = [{axis}]> (){shifts}
+    pairs = Concat <axis = {axis}> (pair_0, pair_1, pair_2, pair_3)"""
+
+
+def _six_bit_lines(packed: str, axis: int) -> str:
+    """`packed` bytes with six lines at `axis` -> `lows` (four of them) and `highs` (two)."""
+    return f"""
+    line_axis = Constant <value_ints = [{axis}]> ()
+    line_0 = Constant <value_ints = [0]> ()
+    line_4 = Constant <value_ints = [4]> ()
+    line_6 = Constant <value_ints = [6]> ()
+    lows = Slice({packed}, line_0, line_4, line_axis)
+    highs = Slice({packed}, line_4, line_6, line_axis)"""
+
+
 def _scaled(fmt: str) -> str:
     """`grouped` integers -> `dense` float32, by `scale` (and `minimum`) that broadcast over a group."""
     lines = "\n    numbers = Cast <to = 1> (grouped)"
@@ -152,6 +195,18 @@ def _scaled(fmt: str) -> str:
     if fmt != "q4m":
         return f"{lines}\n    dense = {product}"
     return f"{lines}\n    scaled = {product}\n    dense = Add(scaled, minimum)"
+
+
+_CUT = """
+    n = Constant <value_int: int = @N> ()
+    k = Constant <value_int: int = @K> ()
+    origin = Constant <value_ints = [0, 0]> ()
+    first = Constant <value_ints = [0]> ()
+    n1 = Unsqueeze(n, first)
+    k1 = Unsqueeze(k, first)
+    size = Concat <axis = 0> (k1, n1)
+    weight = Slice(padded, origin, size)"""
+"""`padded` columns by rows -> `weight` [K, N]."""
 
 
 def _linear(fmt: str) -> str:
@@ -168,15 +223,7 @@ def _linear(fmt: str) -> str:
     group_shape = Constant <value_ints = [0, 32, -1]> ()
     grouped = Reshape(columns, group_shape)
     scale_shape = Constant <value_ints = [0, 1, -1]> (){_group_scale("d", "scale")}{minimum}{_scaled(fmt)}
-    padded = Flatten <axis = 2> (dense)
-    n = Constant <value_int: int = @N> ()
-    k = Constant <value_int: int = @K> ()
-    origin = Constant <value_ints = [0, 0]> ()
-    first = Constant <value_ints = [0]> ()
-    n1 = Unsqueeze(n, first)
-    k1 = Unsqueeze(k, first)
-    size = Concat <axis = 0> (k1, n1)
-    weight = Slice(padded, origin, size)
+    padded = Flatten <axis = 2> (dense){_CUT}
     y = MatMul(x, weight)
 """
 
@@ -230,18 +277,120 @@ def _row_scale(stored: str, name: str) -> str:
     {name} = Unsqueeze({name}_f, group_axis)"""
 
 
-_LINEAR_F32 = """
+_LINEAR_F32 = f"""
     columns = Transpose <perm = [1, 0, 2]> (w)
-    padded = Flatten <axis = 1> (columns)
-    n = Constant <value_int: int = @N> ()
-    k = Constant <value_int: int = @K> ()
-    origin = Constant <value_ints = [0, 0]> ()
-    first = Constant <value_ints = [0]> ()
-    n1 = Unsqueeze(n, first)
-    k1 = Unsqueeze(k, first)
-    size = Concat <axis = 0> (k1, n1)
-    weight = Slice(padded, origin, size)
+    padded = Flatten <axis = 1> (columns){_CUT}
     y = MatMul(x, weight)
+"""
+
+# [Nb, G, lines, parts, 16, 4] -> [G, lines, parts, 4, Nb, 16]: columns first, rows last
+_LINEAR_Q6K = f"""{_six_bit_lines("q", 2)}{_nibbles("lows", 3)}{_pairs("highs", 3)}
+    low_columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (halves)
+    high_columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (pairs)
+    half_shape = Constant <value_ints = [0, 2, 16, -1]> ()
+    low_grouped = Reshape(low_columns, half_shape)
+    high_grouped = Reshape(high_columns, half_shape)
+    low_numbers = Cast <to = 1> (low_grouped)
+    high_numbers = Cast <to = 1> (high_grouped)
+    sixteen = Constant <value_float = 16.0> ()
+    thirty_two = Constant <value_float = 32.0> ()
+    high_scaled = Mul(high_numbers, sixteen)
+    codes = Add(low_numbers, high_scaled)
+    numbers = Sub(codes, thirty_two)
+    factor_columns = Transpose <perm = [1, 2, 0, 3]> (s)
+    factor_shape = Constant <value_ints = [0, 2, 1, -1]> ()
+    factor_grouped = Reshape(factor_columns, factor_shape)
+    factors = Cast <to = 1> (factor_grouped)
+    products = Mul(numbers, factors)
+    scale_columns = Transpose <perm = [1, 0, 2]> (d)
+    scale_shape = Constant <value_ints = [0, 1, -1]> ()
+    scale_grouped = Reshape(scale_columns, scale_shape)
+    scales = Cast <to = 1> (scale_grouped)
+    eight_times = Constant <value_ints = [1, 8, 1]> ()
+    scale_each = Expand(scales, eight_times)
+    each_shape = Constant <value_ints = [-1, 1, 1]> ()
+    all_rows = Shape <start = 2, end = 3> (scales)
+    all_shape = Concat <axis = 0> (each_shape, all_rows)
+    scale_all = Reshape(scale_each, all_shape)
+    n_groups = Shape <start = 1, end = 2> (q)
+    scale = Slice(scale_all, line_0, n_groups, line_0)
+    dense = Mul(products, scale)
+    padded = Flatten <axis = 3> (dense){_CUT}
+    y = MatMul(x, weight)
+"""
+
+_EMBED_Q6K = f"""
+    table_r = Transpose <perm = [0, 3, 1, 2, 4]> (q)
+    table_p = Flatten <axis = 2> (table_r)
+    taken = Gather <axis = 0> (table_p, input_ids)
+    chunk_shape = Constant <value_ints = [0, 0, -1, 6, 4]> ()
+    chunks = Reshape(taken, chunk_shape){_six_bit_lines("chunks", 3)}{_nibbles("lows", 4)}{_pairs("highs", 4)}
+    half_shape = Constant <value_ints = [0, 0, -1, 2, 16]> ()
+    low_grouped = Reshape(halves, half_shape)
+    high_grouped = Reshape(pairs, half_shape)
+    low_numbers = Cast <to = 1> (low_grouped)
+    high_numbers = Cast <to = 1> (high_grouped)
+    sixteen = Constant <value_float = 16.0> ()
+    thirty_two = Constant <value_float = 32.0> ()
+    high_scaled = Mul(high_numbers, sixteen)
+    codes = Add(low_numbers, high_scaled)
+    numbers = Sub(codes, thirty_two)
+    factor_t = Transpose <perm = [0, 3, 1, 2]> (s)
+    factor_p = Flatten <axis = 2> (factor_t)
+    factor_g = Gather <axis = 0> (factor_p, input_ids)
+    factor_shape = Constant <value_ints = [0, 0, -1, 2, 1]> ()
+    factor_r = Reshape(factor_g, factor_shape)
+    factors = Cast <to = 1> (factor_r)
+    products = Mul(numbers, factors)
+    scale_t = Transpose <perm = [0, 2, 1]> (d)
+    scale_p = Flatten <axis = 2> (scale_t)
+    scale_g = Gather <axis = 0> (scale_p, input_ids)
+    scale_f = Cast <to = 1> (scale_g)
+    scales = Unsqueeze(scale_f, line_axis)
+    eight_times = Constant <value_ints = [1, 1, 1, 8]> ()
+    scale_each = Expand(scales, eight_times)
+    all_shape = Constant <value_ints = [0, 0, -1, 1, 1]> ()
+    scale_all = Reshape(scale_each, all_shape)
+    n_groups = Shape <start = 1, end = 2> (q)
+    last = Constant <value_ints = [2]> ()
+    scale = Slice(scale_all, line_0, n_groups, last)
+    dense = Mul(products, scale)
+    row_shape = Constant <value_ints = [0, 0, -1]> ()
+    padded = Reshape(dense, row_shape)
+    k = Constant <value_int: int = @K> ()
+    k1 = Unsqueeze(k, line_0)
+    x = Slice(padded, line_0, k1, last)
+"""
+
+# int8 by numbers that count from 1, summed in 32 bits: the arithmetic that BitNet models are trained in
+_BIT_LINEAR = f"""{_pairs("q", 3)}
+    columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (pairs)
+    column_shape = Constant <value_ints = [-1]> ()
+    n_blocks = Shape <start = 0, end = 1> (q)
+    sixteen = Constant <value_ints = [16]> ()
+    n_rows = Mul(n_blocks, sixteen)
+    all_shape = Concat <axis = 0> (column_shape, n_rows)
+    padded = Reshape(columns, all_shape){_CUT}
+    one_i = Constant <value_int = 1> ()
+    one = Cast <to = 3> (one_i)
+    trits = Cast <to = 3> (weight)
+    zero_i = Constant <value_int = 0> ()
+    zero = Cast <to = 3> (zero_i)
+    last = Constant <value_ints = [-1]> ()
+    magnitudes = Abs(x)
+    measured = ReduceMax <keepdims = 1> (magnitudes, last)
+    least = Constant <value_float = 1e-5> ()
+    largest = Max(measured, least)
+    most = Constant <value_float = 127.0> ()
+    inverse = Div(most, largest)
+    scaled = Mul(x, inverse)
+    rounded = Round(scaled)
+    integers = Cast <to = 3> (rounded)
+    sums = MatMulInteger(integers, trits, zero, one)
+    numbers = Cast <to = 1> (sums)
+    step = Div(largest, most)
+    scale = Mul(d, step)
+    y = Mul(numbers, scale)
 """
 
 _EMBED_F32 = """
@@ -297,4 +446,10 @@ _BODIES = {
     silu = Mul(gate, sigmoid)
     y = Mul(silu, up)
 """,
+    "SquaredReLU": """
+    positive = Relu(gate)
+    squared = Mul(positive, positive)
+    y = Mul(squared, up)
+""",
+    "BitLinear": _BIT_LINEAR,
 }

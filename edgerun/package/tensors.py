@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 import os
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -101,7 +103,7 @@ class TensorReader:
                 raise damaged(path, f"holds tensor {name} but is no regular file")
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                data: Array = np.memmap(file, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+                data: Array = np.frombuffer(_mapped(file.fileno()), np.uint8) if size else np.empty(0, np.uint8)
         except OSError as error:
             raise damaged(path, f"cannot be read ({error.strerror}), it holds tensor {name}") from error
         self.files[location] = np.asarray(data)
@@ -123,6 +125,16 @@ class TensorReader:
             return (self.folder / location).resolve().is_relative_to(self.folder.resolve())
         except (OSError, RuntimeError):  # a loop of links
             return False
+
+
+def _mapped(file: int) -> mmap.mmap:
+    """A file, mapped in pages of 2 MiB where the system can: decoding reads all weights for every token, and looking up
+    small pages takes a tenth of the time that memory does."""
+    mapping = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    if (huge := getattr(mmap, "MADV_HUGEPAGE", None)) is not None:  # Linux
+        with contextlib.suppress(OSError):  # a kernel or a file system that has none
+            mapping.madvise(huge)
+    return mapping
 
 
 def finite(path: Path, name: str, values: Array, *, positive: bool = False) -> None:

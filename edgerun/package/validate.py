@@ -1,8 +1,9 @@
 """The one form of graph that a package may hold, checked node by node against edgerun.json.
 
-embed, RoPE table, mask; per layer: norm, q, k, v, attention, o, residual, norm, gate, up, SwiGLU, down, residual; then
-norm and output head. Each linear layer may be followed by the Add of a bias. Inputs and outputs follow the
-`past_key_values.N.key` convention. See edgerun.package.operators for the operators.
+embed, RoPE table, mask; per layer: norm, q, k, v, attention, o, residual, norm, gate, up, SwiGLU or SquaredReLU, down,
+residual; then norm and output head. A layer's linear layers may each have a norm of their own before them and the Add
+of a bias behind them. Inputs and outputs follow the `past_key_values.N.key` convention. See
+edgerun.package.operators for the operators.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ import numpy as np
 
 from edgerun.package.config import Config
 from edgerun.package.layout import Part, parts
-from edgerun.package.operators import DOMAIN, DOMAIN_VERSION, FINGERPRINTS, OPERATORS, OPSET, fingerprint
+from edgerun.package.operators import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    EMBEDS,
+    FINGERPRINTS,
+    GATES,
+    LINEARS,
+    OPERATORS,
+    OPSET,
+    fingerprint,
+)
 from edgerun.package.problem import damaged, quoted
 
 if TYPE_CHECKING:
@@ -24,8 +35,7 @@ if TYPE_CHECKING:
 _FLOAT, _INT64 = 1, 7  # TensorProto.DataType
 _ATTRIBUTE_TYPES = {"float": 1, "int": 2}  # AttributeProto.AttributeType
 _NORM = {"axis": "int", "epsilon": "float", "stash_type": "int"}
-_EMBEDS = tuple(name for name in OPERATORS if name.startswith("Embed"))
-_LINEARS = tuple(name for name in OPERATORS if name.startswith("Linear"))
+_EXPECTED = {EMBEDS: "Embed*", LINEARS: "Linear* or BitLinear", GATES: " or ".join(GATES)}
 
 
 class Wanted(NamedTuple):
@@ -78,7 +88,7 @@ class _Check:
         if self.graph.sparse_initializer:
             raise damaged(self.path, "holds sparse tensors, which no package has")
         self._interface()
-        embed = self._node(_EMBEDS, ["input_ids"])
+        embed = self._node(EMBEDS, ["input_ids"])
         self._matrix(embed, c.vocab_size, c.hidden_size)
         rope = self._node(("RotaryCosSin",), ["position_ids"])
         self._vector(rope, 1, c.head_dim // 2, positive=True)
@@ -86,7 +96,7 @@ class _Check:
         x = embed.output[0]
         for i in range(c.n_layers):
             x = self._layer(x, i, [*rope.output, *mask.output])
-        head = self._node(_LINEARS, [self._norm(x)])
+        head = self._node(LINEARS, [self._norm(x)])
         self._matrix(head, c.vocab_size, c.hidden_size)
         if self.at != len(self.nodes):
             raise self._wrong(self.nodes[self.at], f"follows the output head: n_layers is {c.n_layers} in edgerun.json")
@@ -115,12 +125,15 @@ class _Check:
         x = self._add(x, self._linear(attention.output[0], c.hidden_size, heads))
         h = self._norm(x)
         gate, up = (self._linear(h, c.intermediate_size, c.hidden_size) for _ in range(2))
-        swiglu = self._node(("SwiGLU",), [gate, up])
-        return self._add(x, self._linear(swiglu.output[0], c.hidden_size, c.intermediate_size))
+        gated = self._node(GATES, [gate, up])
+        return self._add(x, self._linear(gated.output[0], c.hidden_size, c.intermediate_size))
 
     def _linear(self, x: str, n: int, k: int) -> str:
-        """A linear layer and, where the next node is the Add of an initializer, its bias."""
-        node = self._node(_LINEARS, [x])
+        """A linear layer, its own norm where that is the next node, and its bias where an initializer is added."""
+        following = self.nodes[self.at] if self.at < len(self.nodes) else None
+        if following is not None and following.op_type == "RMSNormalization":
+            x = self._norm(x, k)
+        node = self._node(LINEARS, [x])
         self._matrix(node, n, k)
         y: str = node.output[0]
         following = self.nodes[self.at] if self.at < len(self.nodes) else node
@@ -130,9 +143,10 @@ class _Check:
         self._vector(bias, 1, n)
         return str(bias.output[0])
 
-    def _norm(self, x: str) -> str:
+    def _norm(self, x: str, width: int | None = None) -> str:
+        """A norm over ``width`` features, by default the hidden ones."""
         node = self._node(("RMSNormalization",), [x])
-        self._vector(node, 1, self.config.hidden_size)
+        self._vector(node, 1, width or self.config.hidden_size)
         self._equals(node, "axis", -1)
         self._equals(node, "stash_type", 1)
         epsilon = next(a.f for a in node.attribute if a.name == "epsilon")
@@ -146,7 +160,7 @@ class _Check:
 
     def _node(self, ops: Sequence[str], values: Sequence[str]) -> NodeProto:
         """The next node: one of `ops`, its first inputs `values`, the others initializers, attributes as its op has."""
-        expected = "Linear*" if ops is _LINEARS else "Embed*" if ops is _EMBEDS else ops[0]
+        expected = _EXPECTED.get(tuple(ops), ops[0])
         if self.at == len(self.nodes):
             what = f"ends after {self.at} nodes, where {expected} is expected: n_layers is {self.config.n_layers}"
             raise damaged(self.path, f"{what} in edgerun.json")
@@ -192,7 +206,8 @@ class _Check:
         fmt = OPERATORS[node.op_type].weights
         assert fmt is not None
         for name, part in zip(node.input[1:], parts(fmt, n, k).values(), strict=True):
-            self._want(node, name, Wanted(part, node.name))
+            scale = fmt == "ternary" and len(part.shape) == 1
+            self._want(node, name, Wanted(part, node.name, vector=scale, positive=scale))
 
     def _vector(self, node: NodeProto, at: int, length: int, positive: bool = False) -> None:
         part = Part(np.dtype("<f4"), (length,))

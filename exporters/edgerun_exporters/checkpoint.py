@@ -24,20 +24,27 @@ class QuantisedBlocks:
     """Rows of a matrix quantised in groups of 32 columns.
 
     value[r, k] = codes[r, k] * d[r, k // 32] + (m[r, k // 32] if m is present, else 0), where for `q4` the code is
-    first lowered by 8.
+    first lowered by 8. For `q6k` it is (codes[r, k] - 32) * s[r, k // 16] * d[r, k // 256].
 
-    codes: [rows, columns]; uint8 0..15 for `q4` and `q4m`, int8 for `q8`. d, m: float16 [rows, ceil(columns / 32)].
+    codes: [rows, columns]; uint8 0..15 for `q4` and `q4m`, 0..63 for `q6k`, int8 for `q8`. d, m: float16
+    [rows, ceil(columns / 32)], d of `q6k` [rows, ceil(columns / 256)]. s: int8 [rows, 2 * ceil(columns / 32)].
     """
 
-    kind: str  # "q4" | "q4m" | "q8"
+    kind: str  # "q4" | "q4m" | "q6k" | "q8"
     codes: npt.NDArray[Any]
     d: npt.NDArray[np.float16]
     m: npt.NDArray[np.float16] | None = None
+    s: npt.NDArray[np.int8] | None = None
 
     def dequantise(self) -> npt.NDArray[np.float32]:
         """float32 [rows, columns]."""
         columns = self.codes.shape[1]
         values = self.codes.astype(np.float32)
+        if self.s is not None:
+            values -= 32
+            values *= np.repeat(self.s.astype(np.float32), GROUP // 2, axis=1)[:, :columns]
+            values *= np.repeat(self.d.astype(np.float32), 8 * GROUP, axis=1)[:, :columns]
+            return values
         if self.kind == "q4":
             values -= 8
         values *= np.repeat(self.d.astype(np.float32), GROUP, axis=1)[:, :columns]
@@ -47,10 +54,13 @@ class QuantisedBlocks:
 
     def take(self, rows: npt.NDArray[np.int64]) -> QuantisedBlocks:
         """These rows, in this order: whole rows move, so every value stays what it was."""
-        return QuantisedBlocks(self.kind, self.codes[rows], self.d[rows], None if self.m is None else self.m[rows])
+        m, s = None if self.m is None else self.m[rows], None if self.s is None else self.s[rows]
+        return QuantisedBlocks(self.kind, self.codes[rows], self.d[rows], m, s)
 
 
 Rows: TypeAlias = "QuantisedBlocks | npt.NDArray[np.float32]"
+Trits = npt.NDArray[np.uint8]
+"""Rows of ternary weights: 0, 1, 2 for -1, 0, 1."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,11 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Rows start..stop of a matrix: blocks as stored where the format is Q4_0, Q4_1 or Q8_0, else float32."""
+        """Rows start..stop of a matrix: blocks as stored where the format is Q4_0, Q4_1, Q6_K or Q8_0, else float32."""
+
+    def packed_trits(self, name: str, start: int, stop: int) -> Trits:
+        """Bytes of rows start..stop of a matrix that packs ternary weights (safetensors only)."""
+        raise CheckpointError(f"{self.path}: tensor {name} holds no packed ternary weights; download it again")
 
     @abstractmethod
     def sha256(self) -> str:

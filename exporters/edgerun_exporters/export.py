@@ -22,7 +22,7 @@ from .tokenizer import write_tokenizer
 from .weights import DATA_FILE
 
 FORMAT_VERSION = 1
-_PUBLIC = {"q4": "q4_0", "q4m": "q4_1", "q8": "q8_0", "f32": "f32"}
+_PUBLIC = {"q4": "q4_0", "q4m": "q4_1", "q6k": "q6_k", "q8": "q8_0", "ternary": "ternary", "f32": "f32"}
 """Package formats by the names that users know from GGUF."""
 
 Progress = Callable[[int, int, str], None]
@@ -47,8 +47,9 @@ def export(
 ) -> ExportReport:
     """Makes a model package at `out` from a GGUF file or a Hugging Face folder. The same input gives the same bytes.
 
-    quant: "auto" (Q4_0, Q4_1 and Q8_0 blocks stay bit for bit, other GGUF formats of up to 5 bits become 4 bits with
-    a minimum, all else 8 bits), "q4" (linear layers in 4 bits, the rest in 8), "q8" or "f32".
+    quant: "auto" (Q4_0, Q4_1, Q6_K and Q8_0 blocks stay bit for bit, other GGUF formats of up to 5 bits become 4 bits
+    with a minimum, all else 8 bits), "q4" (linear layers in 4 bits, the rest in 8), "q6", "q8" or "f32". Ternary layers
+    are exact whatever it is; beside them "auto" gives 6 bits.
     progress(bytes done, bytes in all, tensor name) is called often. source_name: what to record as the source, a
     repository id (with a slash, "owner/name") or a file name; by default the name of the file or folder.
 
@@ -59,12 +60,7 @@ def export(
         raise OptionError(f"quantisation {quant!r} is unknown; choose one of {', '.join(QUANTS)}")
     source = open_checkpoint(checkpoint)
     description = describe(source)
-    formats = {
-        matrix.name: choose_format(
-            matrix.source, linear=matrix is not description.embedding and matrix is not description.output, quant=quant
-        )
-        for matrix in description.matrices()
-    }
+    formats = _formats(description, quant)
     notes = [*description.notes, *_requantised(description, formats)]
     producer = _producer()
     model, weights = build(description, lambda matrix: formats[matrix.name], producer)
@@ -86,12 +82,25 @@ def export(
     return ExportReport(notes, weights.size, len(weights.places))
 
 
+def _formats(description: Description, quant: str) -> dict[str, str]:
+    """The package format of every matrix by its name."""
+    matrices = description.matrices()
+    any_ternary = any(matrix.ternary is not None for matrix in matrices)
+    ends = (description.embedding, description.output)
+    return {
+        matrix.name: "ternary"
+        if matrix.ternary is not None
+        else choose_format(matrix.source, linear=matrix not in ends, quant=quant, ternary=any_ternary)
+        for matrix in matrices
+    }
+
+
 def _requantised(description: Description, formats: dict[str, str]) -> list[str]:
     """One note for each (from, to) of matrices whose values change."""
     changed: Counter[tuple[str, str]] = Counter()
     for matrix in description.matrices():
         stored, chosen = matrix.source.format, _PUBLIC[formats[matrix.name]]
-        if stored.lower() != chosen and chosen != "f32":
+        if stored.lower() != chosen and chosen not in ("f32", "ternary"):
             changed[stored, chosen] += 1
     return [
         f"{count} {'matrix' if count == 1 else 'matrices'} requantised from {stored} to {chosen}"

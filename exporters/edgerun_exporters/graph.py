@@ -48,6 +48,9 @@ class _Builder:
 
         def project(x: str, part: str, role: str) -> str:
             name = f"{at}.{part}.{role}"
+            if role in layer.norms:
+                own = self.weights.add_vector(f"{name}.norm.weight", layer.norms[role])
+                x = self.norm(x, f"{name}.norm", own)
             y = self.linear(x, name, layer.matrices[role])
             if role not in layer.biases:
                 return y
@@ -71,8 +74,8 @@ class _Builder:
         norm_weight = self.weights.add_vector(f"{at}.post_attention_norm.weight", layer.post_attention_norm)
         h = self.norm(x, f"{at}.post_attention_norm", norm_weight)
         g, u = (project(h, "mlp", role) for role in ("gate_proj", "up_proj"))
-        s = self.node("SwiGLU", f"{at}.mlp.swiglu", [g, u])
-        return self.node("Add", f"{at}.mlp.residual", [x, project(s, "mlp", "down_proj")])
+        gated = self.node(self.description.activation, f"{at}.mlp.{self.description.activation.lower()}", [g, u])
+        return self.node("Add", f"{at}.mlp.residual", [x, project(gated, "mlp", "down_proj")])
 
 
 def build(description: Description, format_of: Callable[[Matrix], str], producer: str) -> tuple[ModelProto, Weights]:

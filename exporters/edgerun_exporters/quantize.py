@@ -1,7 +1,7 @@
 """Quantises rows of weights in groups of 32 columns, and decides which format each matrix gets.
 
-Formats (see edgerun.package.layout): `q8` int8 with a scale; `q4m` 4 bits with a scale and a minimum; `q4` only as
-found in a GGUF file; `f32`.
+Formats (see edgerun.package.layout): `q8` int8 with a scale; `q6k` 6 bits with two levels of scales; `q4m` 4 bits with
+a scale and a minimum; `q4` only as found in a GGUF file; `ternary` as a model was trained; `f32`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from edgerun.errors import OptionError
 
 from .checkpoint import GROUP, QuantisedBlocks, TensorInfo
 
-QUANTS = ("auto", "q4", "q8", "f32")
-_KEPT = {"Q4_0": "q4", "Q4_1": "q4m", "Q8_0": "q8"}
+QUANTS = ("auto", "q4", "q6", "q8", "f32")
+_KEPT = {"Q4_0": "q4", "Q4_1": "q4m", "Q6_K": "q6k", "Q8_0": "q8"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FEW_BITS = 6.0  # Q5_1, the widest of the 5-bit formats, scales included
 _STEPS = tuple(15 + shift for shift in (-1.5, -1.0, -0.6, -0.3, 0.0, 0.4))
@@ -27,27 +27,31 @@ Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
 
-def choose_format(source: TensorInfo, *, linear: bool, quant: str) -> str:
-    """The package format of one matrix: "q4", "q4m", "q8" or "f32".
+def choose_format(source: TensorInfo, *, linear: bool, quant: str, ternary: bool = False) -> str:
+    """The package format of one matrix that is not ternary itself.
 
-    auto: Q4_0, Q4_1, Q8_0 stay; other GGUF formats of up to 5 bits become q4m; all else q8.
-    q4: linear layers in 4 bits (Q4_0 and Q4_1 stay), embedding and output head q8 unless they have 4 bits already.
+    auto: Q4_0, Q4_1, Q6_K, Q8_0 stay; other GGUF formats of up to 5 bits become q4m; all else q8, or q6k in a model
+    with ternary layers (`ternary`), whose embedding would outweigh them.
+    q4: linear layers in 4 bits (Q4_0 and Q4_1 stay), embedding and output head as under auto, but nothing above q8.
     OptionError if `quant` is none of QUANTS.
     """
     if quant not in QUANTS:
         raise OptionError(f"quantisation {quant!r} is unknown; choose one of {', '.join(QUANTS)}")
-    if quant in ("q8", "f32"):
-        return quant
+    if quant in ("q6", "q8", "f32"):
+        return "q6k" if quant == "q6" else quant
     kept = _KEPT.get(source.format)
+    wide = "q6k" if ternary else "q8"
     if quant == "q4":
-        return kept if kept in ("q4", "q4m") else "q4m" if linear else "q8"
+        return kept if kept in ("q4", "q4m") else "q4m" if linear else kept or wide
     if kept:
         return kept
-    return "q4m" if source.format not in _FLOATS and source.bits <= _FEW_BITS else "q8"
+    return "q4m" if source.format not in _FLOATS and source.bits <= _FEW_BITS else wide
 
 
 def quantise(kind: str, rows: Floats) -> QuantisedBlocks:
-    """float32 [rows, columns] -> `q8` or `q4m` blocks. The last group of a row may be short."""
+    """float32 [rows, columns] -> `q8`, `q6k` or `q4m` blocks. The last group of a row may be short."""
+    if kind == "q6k":
+        return _q6k(rows)
     count, columns = rows.shape
     short = -columns % GROUP
     if short:
@@ -72,6 +76,29 @@ def _q8(groups: Floats) -> tuple[npt.NDArray[np.int8], Halves]:
     d = _half(np.abs(groups).max(axis=1) / np.float32(127))
     codes = np.rint(groups * _inverse(d)[:, None])
     return np.clip(codes, -127, 127).astype(np.int8), d
+
+
+def _q6k(rows: Floats) -> QuantisedBlocks:
+    """16 columns share a step that takes their greatest magnitude to -32; the steps of 256 columns are int8 multiples
+    of one scale. Codes are rounded for the steps as stored."""
+    count, columns = rows.shape
+    n_groups = -(-columns // GROUP)
+    whole = np.zeros((count, -(-n_groups // 8) * 8 * GROUP), np.float32)
+    whole[:, :columns] = rows
+    parts = whole.reshape(count, -1, 16, 16)  # scales of 256 columns, factors of 16
+    largest, least = parts.max(axis=3), parts.min(axis=3)
+    steps = np.where(largest > -least, largest, least) / np.float32(-32)
+    d = _half(np.abs(steps).max(axis=2) / np.float32(127))
+    s = np.clip(np.rint(steps * _inverse(d)[:, :, None]), -127, 127)
+    stored = s * d.astype(np.float32)[:, :, None]
+    inverse = np.divide(np.float32(1), stored, out=np.zeros_like(stored), where=stored != 0)
+    codes = parts * inverse[:, :, :, None]
+    np.rint(codes, out=codes)
+    np.clip(codes, -32, 31, out=codes)
+    codes += 32
+    flat = codes.reshape(count, -1)[:, :columns].astype(np.uint8)
+    factors = s.astype(np.int8).reshape(count, -1)[:, : 2 * n_groups]
+    return QuantisedBlocks("q6k", flat, d, s=factors)
 
 
 def _q4m(groups: Floats) -> tuple[npt.NDArray[np.uint8], Halves, Halves]:

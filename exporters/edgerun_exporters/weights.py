@@ -93,7 +93,7 @@ class Weights:
                     written = 0
                     for suffix, array in packed.items():
                         place = self.places[f"{matrix.name}.{suffix}"]
-                        row_block = place.size // place.part.shape[0]
+                        row_block = 0 if place.part.shape == (1,) else place.size // place.part.shape[0]
                         _write_at(number, place.offset + start // layout.ROWS * row_block, array)
                         written += array.nbytes
                     progress(written, matrix.name)
@@ -112,6 +112,12 @@ def _reserve(file: int, size: int) -> None:
 def _packed(checkpoint: Checkpoint, matrix: Matrix, kind: str) -> Iterator[tuple[int, dict[str, layout.Array]]]:
     """(first row, tensors) for one run of rows after another."""
     step = max(1, _CHUNK // (matrix.columns * layout.ROWS)) * layout.ROWS
+    if kind == "ternary":
+        scale, trits = matrix.open_ternary(checkpoint)
+        for start in range(0, matrix.rows, step):
+            codes = trits(start, min(matrix.rows, start + step))
+            yield start, layout.pack("ternary", codes, np.full(1, scale, np.float32))
+        return
     for start in range(0, matrix.rows, step):
         rows = matrix.read(checkpoint, start, min(matrix.rows, start + step))
         if not isinstance(rows, QuantisedBlocks) or rows.kind != kind:
@@ -124,7 +130,7 @@ def _packed(checkpoint: Checkpoint, matrix: Matrix, kind: str) -> Iterator[tuple
                 yield start, layout.pack("f32", np.ascontiguousarray(dense, np.float32))
                 continue
             rows = quantise(kind, dense)
-        yield start, layout.pack(kind, rows.codes, rows.d, rows.m)
+        yield start, layout.pack(kind, rows.codes, rows.d, rows.m, rows.s)
 
 
 def _write_at(file: int, offset: int, array: layout.Array) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from .kernel import inner, op_kernel
 from .math import share
-from .record import GROUP, ROWS, Field, Run
+from .record import GROUP, ROWS, SUPER_GROUPS, Field, Run
 from .simd.ops import extract, f16_to_f32, field, load_f32, load_i16x16, load_i64, load_u8, store_f32
 
 EIGHT = np.float32(8)
@@ -31,11 +31,29 @@ def row_q4(w, d, m, r, k, y):
 
 
 @inner
+def signed(byte):
+    """The int8 in a byte 0 .. 255."""
+    return byte - ((byte & 128) << 1)
+
+
+@inner
 def row_q8(w, d, m, r, k, y):
     for column in range(k):
         g, i, j = column // GROUP, column % GROUP // 4, column % 4
         byte = np.int64(load_u8(w + 512 * g + 64 * i + 4 * r + j))
-        store_f32(y + 4 * column, np.float32(byte - ((byte & 128) << 1)) * scale_of(d + 32 * g, r))
+        store_f32(y + 4 * column, np.float32(signed(byte)) * scale_of(d + 32 * g, r))
+
+
+@inner
+def row_q6k(w, d, m, r, k, y):
+    for column in range(k):
+        g, c, j = column // GROUP, column % GROUP // 4, column % 4
+        group = w + 384 * g + 4 * r + j
+        low = np.int64(load_u8(group + 64 * (c // 2))) >> 4 * (c % 2) & 15
+        high = np.int64(load_u8(group + 256 + 64 * (c // 4))) >> 2 * (c % 4) & 3
+        factor = signed(np.int64(load_u8(m + 32 * g + 16 * (c // 4) + r)))
+        scale = scale_of(d + 32 * (g // SUPER_GROUPS), r)
+        store_f32(y + 4 * column, np.float32((low + (high << 4) - 32) * factor) * scale)
 
 
 @inner
@@ -44,7 +62,7 @@ def row_f32(w, d, m, r, k, y):
         store_f32(y + 4 * column, load_f32(w + 64 * column + 4 * r))
 
 
-def _embed(name, unpack, group_bytes, column_bytes):
+def _embed(name, unpack, group_bytes, column_bytes, d_groups=1):
     """The kernel of one weight format; token ids have been checked against the vocabulary."""
 
     def kernel(op, run, tid, n_threads):
@@ -58,7 +76,8 @@ def _embed(name, unpack, group_bytes, column_bytes):
             block, r = token // ROWS, token % ROWS
             w = w0 + block * (n_groups * group_bytes + k * column_bytes)
             m = m0 + block * n_groups * 32 if m0 != 0 else 0
-            unpack(w, d0 + block * n_groups * 32, m, r, k, y0 + row * stride)
+            d = d0 + block * ((n_groups + d_groups - 1) // d_groups) * 32
+            unpack(w, d, m, r, k, y0 + row * stride)
 
     kernel.__name__ = name
     return op_kernel(kernel)
@@ -66,4 +85,5 @@ def _embed(name, unpack, group_bytes, column_bytes):
 
 embed_q4 = _embed("embed_q4", row_q4, 256, 0)
 embed_q8 = _embed("embed_q8", row_q8, 512, 0)
+embed_q6k = _embed("embed_q6k", row_q6k, 384, 0, SUPER_GROUPS)
 embed_f32 = _embed("embed_f32", row_f32, 0, 64)

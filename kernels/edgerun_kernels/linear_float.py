@@ -9,13 +9,14 @@ import numpy as np
 from .kernel import inner, op_kernel
 from .linear import finish, input_address, n_rows, output_address
 from .math import ZERO, share
-from .record import GROUP, ROWS, Field
+from .record import GROUP, ROWS, SUPER_GROUPS, Field
 from .simd.ops import (
     f16_to_f32,
     field,
     fma,
     load_f32,
     load_f32x16,
+    load_i8x16,
     load_i16x16,
     load_i32x16,
     shift_right,
@@ -25,7 +26,7 @@ from .simd.ops import (
     to_float,
 )
 
-EIGHT = np.float32(-8)
+EIGHT, SIXTEEN, MINUS_32 = np.float32(-8), np.float32(16), np.float32(-32)
 
 
 @inner
@@ -75,13 +76,29 @@ def tile_q8(w, d, m, k, x, others, a, b, c, e):
 
 
 @inner
+def tile_q6k(w, d, m, k, x, others, a, b, c, e):
+    for g in range((k + GROUP - 1) // GROUP):
+        scale = f16_to_f32(load_i16x16(d + 32 * (g // SUPER_GROUPS)))
+        for i in range(8):
+            nibbles = load_i32x16(w + 384 * g + 64 * (i // 2))
+            pairs = load_i32x16(w + 384 * g + 256 + 64 * (i // 4))
+            factor = to_float(load_i8x16(m + 32 * g + 16 * (i // 4))) * scale
+            for j in range(4):
+                low = shift_right(nibbles, 8 * j + 4 * (i % 2)) & splat_i32(15)
+                high = shift_right(pairs, 8 * j + 2 * (i % 4)) & splat_i32(3)
+                value = fma(to_float(high), splat(SIXTEEN), to_float(low) + splat(MINUS_32)) * factor
+                a, b, c, e = add_column(value, x, others, GROUP * g + 4 * i + j, a, b, c, e)
+    return a, b, c, e
+
+
+@inner
 def tile_f32(w, d, m, k, x, others, a, b, c, e):
     for column in range(k):
         a, b, c, e = add_column(load_f32x16(w + 64 * column), x, others, column, a, b, c, e)
     return a, b, c, e
 
 
-def _linear(name, tile, group_bytes, column_bytes):
+def _linear(name, tile, group_bytes, column_bytes, d_groups=1):
     """The kernel of one weight format: a block of 16 rows takes so many bytes a group, or a column."""
 
     def kernel(op, run, tid, n_threads):
@@ -96,7 +113,7 @@ def _linear(name, tile, group_bytes, column_bytes):
             end = min(part + 32, rows)
             for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
                 w = w0 + block * (n_groups * group_bytes + k * column_bytes)
-                d = d0 + block * n_groups * 32
+                d = d0 + block * ((n_groups + d_groups - 1) // d_groups) * 32
                 m = m0 + block * n_groups * 32 if m0 != 0 else 0
                 for row in range(part, end, 4):
                     # Rows past the end repeat the last one and are not stored.
@@ -119,4 +136,5 @@ def _linear(name, tile, group_bytes, column_bytes):
 
 linear_q4_float = _linear("linear_q4_float", tile_q4, 256, 0)
 linear_q8_float = _linear("linear_q8_float", tile_q8, 512, 0)
+linear_q6k_float = _linear("linear_q6k_float", tile_q6k, 384, 0, SUPER_GROUPS)
 linear_f32 = _linear("linear_f32", tile_f32, 0, 64)

@@ -1,4 +1,5 @@
-"""RMS normalisation and the quantisation of activations to int8 in groups of 32, with a second term for outliers."""
+"""RMS normalisation and the quantisation of activations to int8: in groups of 32 with a second term for outliers, or
+with one scale a row, as BitNet models are trained."""
 
 from functools import cache
 
@@ -9,6 +10,7 @@ from .linear import input_address, n_rows
 from .math import ZERO, share
 from .record import (
     GROUP,
+    ROW_SCALES,
     SECOND_TERM,
     TILE_HEADER,
     TILE_ROWS,
@@ -38,6 +40,7 @@ from .simd.ops import (
     to_float,
     vabs,
     vmax,
+    zero_i32,
 )
 
 LARGEST = np.float32(127)
@@ -45,6 +48,8 @@ ONE = np.float32(1)
 SECOND = np.float32(SECOND_TERM)
 MINUS_EIGHT = np.int32(-8)
 TINY = np.float32(1e-30)
+LEAST = np.float32(1e-5)
+"""A row whose largest magnitude is below this is quantised as if it were this."""
 
 
 @inner
@@ -99,12 +104,19 @@ def rms_norm(op, run, tid, n_threads):
 
 @inner
 def quantize_group(x, y, inverse):
-    """32 values times ``inverse``, rounded, to bytes at ``y``; their sum, and what rounding left of both halves."""
+    """32 values times ``inverse``, rounded, to bytes at ``y``; both halves' sums, and what rounding left of them."""
     u, v = load_f32x16(x) * splat(inverse), load_f32x16(x + 64) * splat(inverse)
     p, q = round_to_int(u), round_to_int(v)
     store_low_bytes(y, p)
     store_low_bytes(y + 16, q)
-    return sum_i32(p + q), u - to_float(p), v - to_float(q)
+    return sum_i32(p), sum_i32(q), u - to_float(p), v - to_float(q)
+
+
+@inner
+def store_offsets(address, rows, low, high):
+    """-8 times the sum of a group's integers, and of its first half's."""
+    store_i32(address, (low + high) * MINUS_EIGHT)
+    store_i32(address + 4 * rows, low * MINUS_EIGHT)
 
 
 @cache
@@ -129,40 +141,38 @@ def quantize_tile(rows):
         second_0 = y + TILE_HEADER + stride_1 * n_groups
         for g in range(n_groups):
             first, second = y + TILE_HEADER + stride_1 * g, second_0 + stride_2 * n_second
-            scales_1, offsets_1, sums_1 = (
-                first + GROUP * rows,
-                first + (GROUP + 4) * rows,
-                first + (GROUP + 8) * rows,
-            )
+            scales_1, offsets_1 = first + GROUP * rows, first + (GROUP + 4) * rows
             scales_2, offsets_2 = second + 8 + GROUP * rows, second + 8 + (GROUP + 4) * rows
+            sums_1 = first + (GROUP + 12) * rows
             has_second = False
             for r in range(rows):
                 terms_1, terms_2 = first + GROUP * r, second + 8 + GROUP * r
-                scale, total, total_2, value = ZERO, np.int32(0), np.int32(0), ZERO
+                scale, value = ZERO, ZERO
+                low, high, low_2, high_2 = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
                 if r < count:
                     group = x + r * stride + 4 * GROUP * g
                     largest = max_f32(vmax(vabs(load_f32x16(group)), vabs(load_f32x16(group + 64))))
                     scale = largest / LARGEST
                     inverse = LARGEST / largest if largest > TINY else ZERO
-                    total, u, v = quantize_group(group, terms_1, inverse)
-                    value = np.float32(total)
+                    low, high, u, v = quantize_group(group, terms_1, inverse)
+                    value = np.float32(low + high)
                     if largest > load_f32(y + limits + 4 * r):
                         has_second = True
                         p, q = round_to_int(u * splat(SECOND)), round_to_int(v * splat(SECOND))
                         store_low_bytes(terms_2, p)
                         store_low_bytes(terms_2 + 16, q)
-                        total_2 = sum_i32(p + q)
-                        value += np.float32(total_2) / SECOND
+                        low_2, high_2 = sum_i32(p), sum_i32(q)
+                        value += np.float32(low_2 + high_2) / SECOND
                     else:
                         zero_bytes(terms_2)
                 else:
                     zero_bytes(terms_1)
                     zero_bytes(terms_2)
                 store_f32(scales_1 + 4 * r, scale)
-                store_i32(offsets_1 + 4 * r, total * MINUS_EIGHT)
+                store_offsets(offsets_1 + 4 * r, rows, low, high)
                 store_f32(sums_1 + 4 * r, scale * value)
                 store_f32(scales_2 + 4 * r, scale / SECOND)
-                store_i32(offsets_2 + 4 * r, total_2 * MINUS_EIGHT)
+                store_offsets(offsets_2 + 4 * r, rows, low_2, high_2)
             if has_second:
                 store_i64(second, g)
                 n_second += 1
@@ -201,3 +211,47 @@ def quantize(op, run, tid, n_threads):
         row = tile * TILE_ROWS
         count = min(TILE_ROWS, rows - row)
         quantize_several(x + row * x_stride, x_stride, count, y + tile * y_stride, n_groups, threshold)
+
+
+@inner
+def quantize_row(x, n_groups, y, step, header):
+    """One row to bytes at ``y``, groups ``step`` bytes apart; its offset and its scale to the header."""
+    largest = splat(LEAST)
+    for i in range(0, GROUP * n_groups, 16):
+        largest = vmax(vabs(load_f32x16(x + 4 * i)), largest)
+    scale = max_f32(largest)
+    inverse = splat(LARGEST / scale)
+    total = zero_i32()
+    for g in range(n_groups):
+        group, terms = x + 4 * GROUP * g, y + step * g
+        p, q = round_to_int(load_f32x16(group) * inverse), round_to_int(load_f32x16(group + 64) * inverse)
+        store_low_bytes(terms, p)
+        store_low_bytes(terms + 16, q)
+        total = total + (p + q)
+    store_i32(header, -sum_i32(total))
+    store_f32(header + ROW_SCALES, scale / LARGEST)
+
+
+@op_kernel
+def quantize_rows(op, run, tid, n_threads):
+    """float32 rows -> tiles of int8 with one scale a row (see ``record``): q = round(x * (127 / max|x|)), ties to even,
+    as BitNet's activations are in training (arXiv 2402.17764); max|x| counts as 1e-5 at least."""
+    rows = n_rows(op, run)
+    x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
+    x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+    if rows == 1:
+        quantize_row(x0, n_groups, y0 + TILE_HEADER, GROUP, y0)
+        return
+    first, last = tile_share(rows, tid, n_threads)
+    for tile in range(first, last):
+        y = y0 + tile * y_stride
+        for r in range(TILE_ROWS):
+            row, terms = tile * TILE_ROWS + r, y + TILE_HEADER + GROUP * r
+            if row < rows:
+                quantize_row(x0 + row * x_stride, n_groups, terms, GROUP * TILE_ROWS, y + 4 * r)
+            else:
+                store_i32(y + 4 * r, np.int32(0))
+                store_f32(y + ROW_SCALES + 4 * r, ZERO)
+                for g in range(n_groups):
+                    zero_bytes(terms + GROUP * TILE_ROWS * g)

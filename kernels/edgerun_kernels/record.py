@@ -47,6 +47,12 @@ class Op(IntEnum):
     GATHER_ATTENTION = 14
     SWIGLU = 15
     READ_MEMORY = 16
+    EMBED_Q6K = 17
+    LINEAR_Q6K = 18
+    LINEAR_Q6K_FLOAT = 19
+    LINEAR_TERNARY = 20
+    QUANTIZE_ROWS = 21
+    SQUARED_RELU = 22
 
 
 class Field(IntEnum):
@@ -61,8 +67,8 @@ class Field(IntEnum):
     Y_STRIDE = 6
     Y_PRIVATE = 7
     W = 8  # address of the weights
-    D = 9  # address of the scales, float16
-    M = 10  # address of the minima, float16; 0: symmetric
+    D = 9  # address of the scales, float16; of ternary weights one float32
+    M = 10  # address of the minima, float16, or of q6k's int8 factors; 0: neither
     BIAS = 11  # address, float32, padded to ROWS; 0: none
     N = 12  # output features
     K = 13  # input features
@@ -131,10 +137,17 @@ TILE_HEADER = 64
 """Bytes before a tile's groups: int64 number of groups that have a second term; the rest is the quantiser's own."""
 
 
+ROW_SCALES = 16
+"""Where the scales lie in the header of a tile of rows with one scale each."""
+SUPER_GROUPS = 8
+"""Groups that share a float16 scale in q6k, each with two int8 factors of its own."""
+
+
 def first_stride(rows: int) -> int:
     """Bytes of a group of a quantised tile: per row 32 int8, then the rows' float32 scales, int32 offsets (-8 * sum of
-    the integers) and float32 sums (of the values that both terms stand for)."""
-    return rows * (GROUP + 12)
+    the integers), int32 offsets of the first 16 columns alone, and float32 sums (of the values that both terms stand
+    for)."""
+    return rows * (GROUP + 16)
 
 
 def second_start(n_groups: int, rows: int) -> int:
@@ -143,14 +156,20 @@ def second_start(n_groups: int, rows: int) -> int:
 
 
 def second_stride(rows: int) -> int:
-    """Bytes of a group's second terms: int64 group, per row 32 int8, the rows' float32 scales and int32 offsets."""
-    return 8 + rows * (GROUP + 8)
+    """Bytes of a group's second terms: int64 group, per row 32 int8, the rows' float32 scales, both int32 offsets."""
+    return 8 + rows * (GROUP + 12)
 
 
 def activation_bytes(k: int, rows: int) -> int:
     """Bytes of a tile of ``rows`` quantised rows of ``k`` features, 1 or TILE_ROWS; whole lines."""
     groups = -(-k // GROUP)
     return -(-(second_start(groups, rows) + groups * second_stride(rows)) // 64) * 64
+
+
+def row_activation_bytes(k: int, rows: int) -> int:
+    """Bytes of a tile of rows with one scale each: the header holds the rows' int32 offsets (minus the sum of the
+    integers) and, at ROW_SCALES, their float32 scales; then per group of 32 columns each row's 32 int8."""
+    return TILE_HEADER + -(-k // GROUP) * GROUP * rows
 
 
 def kv_head_bytes(cache: str, head_dim: int) -> int:

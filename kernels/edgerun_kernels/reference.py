@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from .record import (
     GROUP,
     PAGE,
+    ROW_SCALES,
     ROWS,
     SECOND_TERM,
+    SUPER_GROUPS,
     TILE_HEADER,
     TILE_ROWS,
     activation_bytes,
     first_stride,
     kv_head_bytes,
+    row_activation_bytes,
     second_start,
     second_stride,
 )
@@ -73,6 +76,35 @@ def dequantise_q8(q: Array, d: Array) -> F32:
     return (values * scale[:, :, None]).reshape(len(scale), -1)
 
 
+def bit_pairs(q: Array) -> NDArray[np.int64]:
+    """Bytes uint8 [Nb, lines, 16, 4] of four numbers 0..3 -> int64 [16 Nb, 16 lines]: column line*16 + pair*4 + j."""
+    pairs = np.stack([q >> 2 * i & 3 for i in range(4)], axis=-1)
+    return pairs.transpose(0, 2, 1, 4, 3).reshape(len(q) * ROWS, -1).astype(np.int64)
+
+
+def q6k_rows(q: Array) -> NDArray[np.int64]:
+    """q6k bytes uint8 [Nb, G, 6, 16, 4] -> -32..31, int64 [16 Nb, 32 G]."""
+    high = q[:, :, 4:].reshape(len(q), -1, ROWS, 4)
+    return nibbles(q[:, :, :4]) + 16 * bit_pairs(high) - 32
+
+
+def q6k_factors(s: Array) -> NDArray[np.int64]:
+    """int8 [Nb, G, 2, 16] -> int64 [16 Nb, 2 G]: one for every 16 columns."""
+    return s.transpose(0, 3, 1, 2).reshape(len(s) * ROWS, -1).astype(np.int64)
+
+
+def dequantise_q6k(q: Array, s: Array, d: Array) -> F32:
+    """float32 [16 Nb, 32 G]: q * s * d, the product of the integers first."""
+    numbers = q6k_rows(q) * np.repeat(q6k_factors(s), GROUP // 2, axis=1)
+    scale = np.repeat(row_scales(d), GROUP * SUPER_GROUPS, axis=1)[:, : numbers.shape[1]]
+    return numbers.astype(np.float32) * scale
+
+
+def ternary_rows(q: Array) -> NDArray[np.int64]:
+    """Ternary bytes uint8 [Nb, G, 2, 16, 4] -> -1..1, int64 [16 Nb, 32 G]."""
+    return bit_pairs(q.reshape(len(q), -1, ROWS, 4)) - 1
+
+
 # --- embeddings, norm, activations ------------------------------------------------------------------------------------
 
 
@@ -83,6 +115,10 @@ def embed_q4(tokens: Array, q: Array, d: Array, m: Array | None, k: int) -> F32:
 
 def embed_q8(tokens: Array, q: Array, d: Array, k: int) -> F32:
     return dequantise_q8(q, d)[tokens, :k]
+
+
+def embed_q6k(tokens: Array, q: Array, s: Array, d: Array, k: int) -> F32:
+    return dequantise_q6k(q, s, d)[tokens, :k]
 
 
 def embed_f32(tokens: Array, w: F32) -> F32:
@@ -161,7 +197,8 @@ def activation_tiles(x: Quantised) -> tuple[NDArray[np.uint8], NDArray[np.bool_]
     one row if x is one, else of TILE_ROWS, the last filled up with rows of zeros. Other bytes are 255 here."""
     rows = 1 if len(x.first) == 1 else TILE_ROWS
     n_tiles, n_groups = -(-len(x.first) // rows), x.scales.shape[1]
-    terms = [("terms", np.int8, (rows, GROUP)), ("scales", np.float32, rows), ("offsets", np.int32, rows)]
+    terms = [("terms", np.int8, (rows, GROUP)), ("scales", np.float32, rows)]
+    terms += [("offsets", np.int32, rows), ("half_offsets", np.int32, rows)]
     first = np.zeros((n_tiles, n_groups), [*terms, ("sums", np.float32, rows)])
     second = np.zeros((n_tiles, n_groups), [("group", np.int64), *terms])
     second["group"] = np.arange(n_groups)
@@ -177,6 +214,7 @@ def activation_tiles(x: Quantised) -> tuple[NDArray[np.uint8], NDArray[np.bool_]
         groups = ints.reshape(len(ints), n_groups, GROUP)
         target["terms"], target["scales"] = by_tile(groups), by_tile(scales)
         target["offsets"] = by_tile(-8 * groups.sum(2, dtype=np.int32))
+        target["half_offsets"] = by_tile(-8 * groups[:, :, : GROUP // 2].sum(2, dtype=np.int32))
     first["sums"] = by_tile(x.sums)
     has_entry = np.any(by_tile(x.has_second), axis=2)
     tiles = np.full((n_tiles, activation_bytes(n_groups * GROUP, rows)), 255, np.uint8)
@@ -188,6 +226,50 @@ def activation_tiles(x: Quantised) -> tuple[NDArray[np.uint8], NDArray[np.bool_]
         tile[TILE_HEADER:start], tile[start:end] = one.view(np.uint8), two[has].view(np.uint8)
         means[:8] = means[TILE_HEADER:end] = True
     return tiles, meaningful
+
+
+class QuantisedRows(NamedTuple):
+    """Activations with one scale a row: int8 [rows, 32 G] in -127..127, padding 0, and float32 [rows]."""
+
+    ints: NDArray[np.int8]
+    scales: F32
+
+    def rows(self, part: slice) -> "QuantisedRows":
+        return QuantisedRows(self.ints[part], self.scales[part])
+
+
+def quantize_rows(x: F32) -> QuantisedRows:
+    """x [rows, k], padded with zeros to whole groups, bit for bit as the kernel does it: round(x * (127 / max|x|)),
+    ties to even, max|x| at least 1e-5; scale max|x| / 127."""
+    whole = np.zeros((len(x), -(-x.shape[1] // GROUP) * GROUP), np.float32)
+    whole[:, : x.shape[1]] = x
+    largest = np.maximum(np.abs(whole).max(1), np.float32(1e-5))
+    ints = np.rint(whole * (np.float32(127) / largest)[:, None])
+    return QuantisedRows(ints.astype(np.int8), largest / np.float32(127))
+
+
+def row_tiles(x: QuantisedRows) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The bytes that ``quantize_rows`` writes, [tiles, row_activation_bytes(k, rows)], and which of them mean anything:
+    tiles of one row if x is one, else of TILE_ROWS, the last filled up with rows of zeros. Other bytes are 255 here."""
+    rows = 1 if len(x.ints) == 1 else TILE_ROWS
+    n_tiles, k = -(-len(x.ints) // rows), x.ints.shape[1]
+    ints, scales = np.zeros((n_tiles * rows, k), np.int8), np.zeros(n_tiles * rows, np.float32)
+    ints[: len(x.ints)], scales[: len(x.ints)] = x.ints, x.scales
+    groups = ints.reshape(n_tiles, rows, -1, GROUP).swapaxes(1, 2).reshape(n_tiles, -1)
+    offsets = -ints.sum(1, dtype=np.int32)
+    tiles = np.full((n_tiles, row_activation_bytes(k, rows)), 255, np.uint8)
+    meaningful = np.zeros(tiles.shape, bool)
+    for start, part in ((0, offsets), (ROW_SCALES, scales), (TILE_HEADER, groups)):
+        part = part.reshape(n_tiles, -1).view(np.uint8)
+        tiles[:, start : start + part.shape[1]] = part
+        meaningful[:, start : start + part.shape[1]] = True
+    return tiles, meaningful
+
+
+def squared_relu(gate: F32, up: F32) -> F32:
+    """max(gate, 0)**2 * up, float32, one rounding a product."""
+    positive = np.where(gate > 0, gate, np.float32(0))
+    return _rounded(positive * positive * up)
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------------
@@ -215,6 +297,19 @@ def linear_q4(x: Quantised, q: Array, d: Array, m: Array | None) -> F32:
 def linear_q8(x: Quantised, q: Array, d: Array) -> F32:
     """float32 [rows, 16 Nb]: sum over groups of d * dot(q, x)."""
     return _rounded(_products(x, int8_rows(q), row_scales(d).astype(np.float64)))
+
+
+def linear_q6k(x: Quantised, q: Array, s: Array, d: Array) -> F32:
+    """float32 [rows, 16 Nb]: sum over groups of d * (sum over both halves of s * dot(q, x))."""
+    numbers = q6k_rows(q) * np.repeat(q6k_factors(s), GROUP // 2, axis=1)
+    scale = np.repeat(row_scales(d), SUPER_GROUPS, axis=1)[:, : q.shape[1]]
+    return _rounded(_products(x, numbers, scale.astype(np.float64)))
+
+
+def linear_ternary(x: QuantisedRows, q: Array, d: Array) -> F32:
+    """float32 [rows, 16 Nb]: dot(trits, x), exact in integers, times (d * scale), bit for bit as the kernel does it."""
+    dots = x.ints.astype(np.int64) @ ternary_rows(q).T
+    return _rounded(dots.astype(np.float32) * (d * x.scales[:, None]))
 
 
 def linear(x: F32, w: F32) -> F32:

@@ -5,12 +5,12 @@ from numba.core import types
 from .attention import attention_f16, attention_f32, attention_q8, gather_attention
 from .bandwidth import read_memory
 from .barrier import wait_for_all
-from .embed import embed_f32, embed_q4, embed_q8
+from .embed import embed_f32, embed_q4, embed_q6k, embed_q8
 from .kernel import INT, exported, inner
-from .linear import linear_q4, linear_q8
-from .linear_float import linear_f32, linear_q4_float, linear_q8_float
-from .mlp import swiglu
-from .norm import quantize, rms_norm
+from .linear import linear_q4, linear_q6k, linear_q8, linear_ternary
+from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_q8_float
+from .mlp import squared_relu, swiglu
+from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
 from .simd.ops import field, load_i64, store_i64, ticks
 
@@ -20,6 +20,8 @@ RMS_NORM, QUANTIZE, SWIGLU = int(Op.RMS_NORM), int(Op.QUANTIZE), int(Op.SWIGLU)
 LINEAR_Q4, LINEAR_Q8, LINEAR_F32 = int(Op.LINEAR_Q4), int(Op.LINEAR_Q8), int(Op.LINEAR_F32)
 LINEAR_Q4_FLOAT, LINEAR_Q8_FLOAT = int(Op.LINEAR_Q4_FLOAT), int(Op.LINEAR_Q8_FLOAT)
 ATTENTION_F16, ATTENTION_F32, ATTENTION_Q8 = int(Op.ATTENTION_F16), int(Op.ATTENTION_F32), int(Op.ATTENTION_Q8)
+EMBED_Q6K, LINEAR_Q6K, LINEAR_Q6K_FLOAT = int(Op.EMBED_Q6K), int(Op.LINEAR_Q6K), int(Op.LINEAR_Q6K_FLOAT)
+LINEAR_TERNARY, QUANTIZE_ROWS, SQUARED_RELU = int(Op.LINEAR_TERNARY), int(Op.QUANTIZE_ROWS), int(Op.SQUARED_RELU)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 
 
@@ -27,12 +29,18 @@ GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 def run_op(code, op, run, tid, n_threads):
     if code == LINEAR_Q4:
         linear_q4(op, run, tid, n_threads)
+    elif code == LINEAR_TERNARY:
+        linear_ternary(op, run, tid, n_threads)
     elif code == QUANTIZE:
         quantize(op, run, tid, n_threads)
     elif code == RMS_NORM:
         rms_norm(op, run, tid, n_threads)
+    elif code == QUANTIZE_ROWS:
+        quantize_rows(op, run, tid, n_threads)
     elif code == SWIGLU:
         swiglu(op, run, tid, n_threads)
+    elif code == SQUARED_RELU:
+        squared_relu(op, run, tid, n_threads)
     elif code == ATTENTION_F16:
         attention_f16(op, run, tid, n_threads)
     elif code == ATTENTION_F32:
@@ -43,6 +51,8 @@ def run_op(code, op, run, tid, n_threads):
         gather_attention(op, run, tid, n_threads)
     elif code == LINEAR_Q8:
         linear_q8(op, run, tid, n_threads)
+    elif code == LINEAR_Q6K:
+        linear_q6k(op, run, tid, n_threads)
     elif code == LINEAR_F32:
         linear_f32(op, run, tid, n_threads)
     elif code == LINEAR_Q4_FLOAT:
@@ -53,6 +63,10 @@ def run_op(code, op, run, tid, n_threads):
         embed_q4(op, run, tid, n_threads)
     elif code == EMBED_Q8:
         embed_q8(op, run, tid, n_threads)
+    elif code == LINEAR_Q6K_FLOAT:
+        linear_q6k_float(op, run, tid, n_threads)
+    elif code == EMBED_Q6K:
+        embed_q6k(op, run, tid, n_threads)
     elif code == EMBED_F32:
         embed_f32(op, run, tid, n_threads)
     elif code == READ_MEMORY:

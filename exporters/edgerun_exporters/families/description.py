@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint import Checkpoint, QuantisedBlocks, Rows, TensorInfo
+from ..checkpoint import Checkpoint, QuantisedBlocks, Rows, TensorInfo, Trits
+from ..ternary import Ternary
+
+_Stored = TypeVar("_Stored", Rows, Trits)
 
 
 @dataclass(frozen=True)
@@ -21,14 +26,25 @@ class Matrix:
     interleaved_heads: int = 0
     """Not 0: the rows of that many heads are stored for RoPE on neighbouring pairs (as in GGUF) and are to be put
     back for RoPE on the two halves of a head."""
+    ternary: Ternary | None = None
+    """Where its trits come from, if the model was trained with ternary weights here."""
 
     def read(self, checkpoint: Checkpoint, start: int, stop: int) -> Rows:
         """Rows start..stop, in the package's order."""
+        return self._ordered(lambda first, last: checkpoint.rows(self.source.name, first, last), start, stop)
+
+    def open_ternary(self, checkpoint: Checkpoint) -> tuple[np.float32, Callable[[int, int], Trits]]:
+        """The scale, and a function that gives the trits of rows start..stop in the package's order."""
+        assert self.ternary is not None
+        scale, read = self.ternary.open(checkpoint)
+        return scale, lambda start, stop: self._ordered(read, start, stop)
+
+    def _ordered(self, read: Callable[[int, int], _Stored], start: int, stop: int) -> _Stored:
         if not self.interleaved_heads:
-            return checkpoint.rows(self.source.name, start, stop)
+            return read(start, stop)
         order = half_rotation_order(self.rows, self.interleaved_heads)[start:stop]
         first, last = int(order.min()), int(order.max()) + 1
-        stored = checkpoint.rows(self.source.name, first, last)
+        stored = read(first, last)
         return stored.take(order - first) if isinstance(stored, QuantisedBlocks) else stored[order - first]
 
 
@@ -39,17 +55,19 @@ def half_rotation_order(rows: int, heads: int) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one transformer layer. Biases are None where the checkpoint has none."""
+    """The weights of one transformer layer."""
 
     input_norm: npt.NDArray[np.float32]
     post_attention_norm: npt.NDArray[np.float32]
     matrices: dict[str, Matrix]  # "q_proj" ... "down_proj"
-    biases: dict[str, npt.NDArray[np.float32]]  # by the same names, in the package's row order
+    biases: dict[str, npt.NDArray[np.float32]]  # by the same names, in the package's row order, where there are any
+    norms: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """By the same names: RMSNorms of a linear layer's own input (BitNet's sub-LN)."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """A decoder-only transformer with RMSNorm, RoPE, grouped attention and SwiGLU."""
+    """A decoder-only transformer with RMSNorm, RoPE, grouped attention and a gated MLP."""
 
     family: str
     name: str
@@ -68,6 +86,8 @@ class Description:
     output: Matrix | None  # None: tied to the embedding
     final_norm: npt.NDArray[np.float32]
     layers: list[Layer]
+    activation: str = "SwiGLU"
+    """The operator that joins gate and up."""
     notes: list[str] = field(default_factory=list)
 
     def matrices(self) -> list[Matrix]:

@@ -1,4 +1,5 @@
-"""Llama in all its forms (Llama 2, 3, 3.2, SmolLM2, TinyLlama, Mistral), from GGUF and from Hugging Face folders."""
+"""Llama in all its forms (Llama 2, 3, 3.2, SmolLM2, TinyLlama, Mistral) and BitNet, which differs in norms, activation
+and weights, from GGUF and from Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -13,15 +14,20 @@ import numpy.typing as npt
 
 from edgerun.errors import CheckpointError
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, TensorInfo
+from ..ternary import TRITS_PER_BYTE, MasterWeights, PackedTrits, Ternary, TernaryValues
 from . import rope
 from .description import Description, Layer, Matrix, half_rotation_order
 
 ARCHITECTURES: dict[str, frozenset[str]] = {
-    "gguf": frozenset({"llama"}),
-    "safetensors": frozenset({"llama", "mistral"}),
+    "gguf": frozenset({"llama", "bitnet", "bitnet-b1.58", "bitnet-25"}),
+    "safetensors": frozenset({"llama", "mistral", "bitnet"}),
 }
-
+_ACTIVATIONS = {"silu": "SwiGLU", "swish": "SwiGLU", "relu2": "SquaredReLU"}
+_GGUF_ACTIVATIONS = {"bitnet-b1.58": "SquaredReLU", "bitnet-25": "SquaredReLU"}
+"""GGUF says it by the architecture alone; "bitnet" is the first generation (1bitLLM), whose MLP has SiLU."""
+_BITNET_DEFAULTS = {"hidden_act": "relu2", "rope_theta": 500_000.0, "rms_norm_eps": 1e-5}
+"""What transformers' BitNetConfig assumes where a config.json is silent, and Llama's does not."""
 
 _LARGEST = 1 << 24
 """No size of a model is larger: its arrays would not fit in memory before its tensors show that it lies."""
@@ -39,6 +45,7 @@ class _Names:
     input_norm: str
     post_attention_norm: str
     matrices: dict[str, str]  # without ".weight" and ".bias"
+    own_norms: dict[str, tuple[str, ...]]  # of a matrix's input, by whatever name
 
 
 _GGUF = _Names(
@@ -56,6 +63,7 @@ _GGUF = _Names(
         "up_proj": "blk.{i}.ffn_up",
         "down_proj": "blk.{i}.ffn_down",
     },
+    {"o_proj": ("blk.{i}.attn_sub_norm.weight",), "down_proj": ("blk.{i}.ffn_sub_norm.weight",)},
 )
 _HUGGINGFACE = _Names(
     "model.embed_tokens.weight",
@@ -66,6 +74,13 @@ _HUGGINGFACE = _Names(
     {
         **{name: f"model.layers.{{i}}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
         **{name: f"model.layers.{{i}}.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+    },
+    {
+        "o_proj": (
+            "model.layers.{i}.self_attn.attn_sub_norm.weight",
+            "model.layers.{i}.self_attn.inner_attn_ln.weight",
+        ),
+        "down_proj": ("model.layers.{i}.mlp.ffn_sub_norm.weight", "model.layers.{i}.mlp.ffn_layernorm.weight"),
     },
 )
 
@@ -87,6 +102,7 @@ class _Sizes:
     inv_freq: npt.NDArray[np.float32]
     rms_norm_eps: float
     attention_scale: float
+    activation: str
     tied: bool
     notes: list[str]
 
@@ -99,7 +115,7 @@ def describe(checkpoint: Checkpoint) -> Description:
     hidden, vocab = sizes.hidden_size, sizes.vocab_size
     final_norm = checkpoint.vector(names.final_norm, hidden)
     description = Description(
-        family="llama",
+        family="bitnet" if checkpoint.architecture.startswith("bitnet") else "llama",
         name=sizes.name,
         hidden_size=hidden,
         intermediate_size=sizes.intermediate_size,
@@ -117,7 +133,8 @@ def describe(checkpoint: Checkpoint) -> Description:
         if sizes.tied
         else Matrix("output.weight", checkpoint.info(names.output, (vocab, hidden)), vocab, hidden),
         final_norm=final_norm,
-        layers=[_layer(checkpoint, sizes, names, i, gguf) for i in range(sizes.n_layers)],
+        layers=[_layer(checkpoint, sizes, names, i) for i in range(sizes.n_layers)],
+        activation=sizes.activation,
         notes=sizes.notes,
     )
     _refuse_extra(checkpoint, description, names)
@@ -127,9 +144,15 @@ def describe(checkpoint: Checkpoint) -> Description:
 def _refuse_extra(checkpoint: Checkpoint, description: Description, names: _Names) -> None:
     """A weight that we would leave out (a norm on q and k, say) means that this is not the model it claims to be."""
     known = {names.output, names.final_norm} | {matrix.source.name for matrix in description.matrices()}
-    for i in range(len(description.layers)):
+    for i, layer in enumerate(description.layers):
         known |= {names.input_norm.format(i=i), names.post_attention_norm.format(i=i)}
-        known |= {stored.format(i=i) + ".bias" for stored in names.matrices.values()}
+        for role, template in names.matrices.items():
+            stored = template.format(i=i)
+            known.add(stored + ".bias")
+            if layer.matrices[role].ternary is not None:
+                known |= {stored + ".scale", stored + ".weight_scale"}
+            if role in layer.norms:
+                known |= set(_own_norms(names, role, i))
     for name in checkpoint.tensors:
         if name not in known and not _NOT_WEIGHTS.search(name):
             raise CheckpointError(
@@ -138,7 +161,7 @@ def _refuse_extra(checkpoint: Checkpoint, description: Description, names: _Name
             )
 
 
-def _layer(checkpoint: Checkpoint, sizes: _Sizes, names: _Names, i: int, gguf: bool) -> Layer:
+def _layer(checkpoint: Checkpoint, sizes: _Sizes, names: _Names, i: int) -> Layer:
     hidden, attention = sizes.hidden_size, sizes.n_heads * sizes.head_dim
     kv = sizes.n_kv_heads * sizes.head_dim
     shapes = {
@@ -150,23 +173,73 @@ def _layer(checkpoint: Checkpoint, sizes: _Sizes, names: _Names, i: int, gguf: b
         "up_proj": (sizes.intermediate_size, hidden),
         "down_proj": (hidden, sizes.intermediate_size),
     }
-    interleaved = {"q_proj": sizes.n_heads, "k_proj": sizes.n_kv_heads} if gguf else {}
-    matrices, biases = {}, {}
+    interleaved = {"q_proj": sizes.n_heads, "k_proj": sizes.n_kv_heads}
+    if checkpoint.format != "gguf" or checkpoint.architecture != "llama":
+        interleaved = {}
+    matrices, biases, norms = {}, {}, {}
     for role, (rows, columns) in shapes.items():
         part = "mlp" if role in ("gate_proj", "up_proj", "down_proj") else "attention"
         stored = names.matrices[role].format(i=i)
-        info = checkpoint.info(stored + ".weight", (rows, columns))
+        info, ternary = _weight(checkpoint, stored, rows, columns)
         heads = interleaved.get(role, 0)
-        matrices[role] = Matrix(f"layers.{i}.{part}.{role}.weight", info, rows, columns, heads)
+        matrices[role] = Matrix(f"layers.{i}.{part}.{role}.weight", info, rows, columns, heads, ternary)
         if stored + ".bias" in checkpoint.tensors:
             bias = checkpoint.vector(stored + ".bias", rows)
             biases[role] = bias[half_rotation_order(rows, heads)] if heads else bias
+        found = [name for name in _own_norms(names, role, i) if name in checkpoint.tensors]
+        if len(found) > 1:
+            raise CheckpointError(f"{checkpoint.path}: {' and '.join(found)}: two norms of one input are not supported")
+        if not found and checkpoint.architecture.startswith("bitnet"):
+            found = list(names.own_norms.get(role, ())[:1])
+        if found:
+            norms[role] = checkpoint.vector(found[0], columns)
     return Layer(
         checkpoint.vector(names.input_norm.format(i=i), hidden),
         checkpoint.vector(names.post_attention_norm.format(i=i), hidden),
         matrices,
         biases,
+        norms,
     )
+
+
+def _own_norms(names: _Names, role: str, i: int) -> list[str]:
+    """The names that a norm of this matrix's own input may have; the last is that inside transformers' BitLinear."""
+    templates = (*names.own_norms.get(role, ()), names.matrices[role] + ".rms_norm.weight")
+    return [template.format(i=i) for template in templates]
+
+
+def _weight(checkpoint: Checkpoint, stored: str, rows: int, columns: int) -> tuple[TensorInfo, Ternary | None]:
+    """The tensor of a linear layer, and where its trits come from if the model has ternary weights there."""
+    name = stored + ".weight"
+    if checkpoint.format == "gguf":
+        info = checkpoint.info(name, (rows, columns))
+        scale = stored + ".scale" if stored + ".scale" in checkpoint.tensors else None
+        values = TernaryValues(info, scale)
+        if checkpoint.architecture != "llama" or info.format == "I2_S":
+            return info, values
+        # A file of a plain Llama may have been squeezed into these formats, whose scales then differ.
+        return info, values if info.format in ("TQ1_0", "TQ2_0") and values.is_ternary(checkpoint) else None
+    config = checkpoint.metadata
+    quantised = config.get("quantization_config") or {}
+    if not quantised and config.get("weight_bits") != 1:
+        return checkpoint.info(name, (rows, columns)), None
+    kept = quantised.get("modules_to_not_convert") or ()
+    if any(stored == module or stored.endswith(f".{module}") or f"{module}." in stored for module in kept):
+        return checkpoint.info(name, (rows, columns)), None
+    found = checkpoint.tensors.get(name)
+    if found is not None and found.format == "U8":
+        if rows % TRITS_PER_BYTE:
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {name} packs {TRITS_PER_BYTE} rows in one, but has {rows}: "
+                "the checkpoint contradicts itself; download it again"
+            )
+        info = checkpoint.info(name, (rows // TRITS_PER_BYTE, columns))
+        inverse = quantised.get("linear_class", "bitlinear") == "bitlinear"
+        return info, PackedTrits(info, stored + ".weight_scale", inverse)
+    info = checkpoint.info(name, (rows, columns))
+    if quantised.get("quantization_mode", "offline") == "online" or not quantised:
+        return info, MasterWeights(info)
+    return info, TernaryValues(info, stored + ".weight_scale")
 
 
 def _gguf_sizes(checkpoint: Checkpoint) -> _Sizes:
@@ -199,18 +272,24 @@ def _gguf_sizes(checkpoint: Checkpoint) -> _Sizes:
         inv_freq=inv_freq,
         rms_norm_eps=checkpoint.number(prefix + "attention.layer_norm_rms_epsilon", 1e-5),
         attention_scale=checkpoint.number(prefix + "attention.scale", 0.0) or 1 / math.sqrt(head_dim),
+        activation=_GGUF_ACTIVATIONS.get(checkpoint.architecture, "SwiGLU"),
         tied=_GGUF.output not in checkpoint.tensors,
         notes=[],
     )
 
 
 def _huggingface_sizes(checkpoint: Checkpoint) -> _Sizes:
-    config = checkpoint.metadata
+    defaults = _BITNET_DEFAULTS if checkpoint.architecture == "bitnet" else {}
+    config = {**defaults, **{key: value for key, value in checkpoint.metadata.items() if value is not None}}
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     where = str(folder / "config.json")
     activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise CheckpointError(f"{where}: hidden_act {activation!r} is not supported (supported: silu)")
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(f"{where}: hidden_act {activation!r} is not supported (supported: silu, relu2)")
+    epsilon = checkpoint.number("rms_norm_eps", config.get("rms_norm_eps", 1e-6))
+    quantised = config.get("quantization_config") or {}
+    if quantised.get("use_rms_norm") and quantised.get("rms_norm_eps", 1e-6) != epsilon:
+        raise CheckpointError(f"{where}: quantization_config.rms_norm_eps differs from rms_norm_eps: not supported")
     hidden = _integer(config, "hidden_size", where)
     n_heads = _integer(config, "num_attention_heads", where)
     head_dim = _integer(config, "head_dim", where, hidden // max(1, n_heads))
@@ -234,8 +313,9 @@ def _huggingface_sizes(checkpoint: Checkpoint) -> _Sizes:
         context_length=context,
         rope_theta=theta,
         inv_freq=inv_freq,
-        rms_norm_eps=checkpoint.number("rms_norm_eps", 1e-6),
+        rms_norm_eps=epsilon,
         attention_scale=1 / math.sqrt(head_dim),
+        activation=_ACTIVATIONS[activation],
         tied=bool(config.get("tie_word_embeddings", False)),
         notes=notes,
     )

@@ -16,13 +16,16 @@ from gguf.quants import dequantize
 from edgerun.errors import CheckpointError
 
 from ..checkpoint import GROUP, Checkpoint, QuantisedBlocks, Rows, TensorInfo, digest, read_at
-from .gguf_header import read_header
+from . import i2_s
+from .gguf_header import StoredTensor, read_header
 
 _SHARDED = "split.count"
+_I2_S = 36
+"""The type number of bitnet.cpp's own ternary format, which the gguf package does not know."""
 
 
 class GgufCheckpoint(Checkpoint):
-    """An open GGUF file. Q4_0, Q4_1 and Q8_0 come as stored; all other formats come as float32."""
+    """An open GGUF file. Q4_0, Q4_1, Q6_K and Q8_0 come as stored; all other formats come as float32."""
 
     format = "gguf"
 
@@ -42,6 +45,9 @@ class GgufCheckpoint(Checkpoint):
         self._row_bytes: dict[str, int] = {}
         tensors: dict[str, TensorInfo] = {}
         for stored in header.tensors.values():
+            if stored.type_id == _I2_S:
+                tensors[stored.name] = self._i2_s(stored, size)
+                continue
             try:
                 kind = GGMLQuantizationType(stored.type_id)
             except ValueError:
@@ -55,19 +61,38 @@ class GgufCheckpoint(Checkpoint):
                     f"{path}: tensor {stored.name}: rows of {columns} are no multiple of {kind.name}'s block of {block}"
                 )
             row_bytes = columns // block * block_bytes
-            end = stored.offset + row_bytes * math.prod(stored.shape[:-1])
-            if end > size:
-                raise CheckpointError(
-                    f"{path}: truncated: tensor {stored.name} ends at byte {end}, the file at {size}; download it again"
-                )
+            self._check_end(stored, row_bytes * math.prod(stored.shape[:-1]), size)
             self._types[stored.name], self._row_bytes[stored.name] = kind, row_bytes
             tensors[stored.name] = TensorInfo(stored.name, stored.shape, kind.name, 8 * block_bytes / block)
         self.tensors = tensors
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
+    def _check_end(self, stored: StoredTensor, count: int, size: int) -> None:
+        end = stored.offset + count
+        if end > size:
+            raise CheckpointError(
+                f"{self.path}: truncated: tensor {stored.name} ends at byte {end}, the file at {size}; "
+                "download it again"
+            )
+
+    def _i2_s(self, stored: StoredTensor, size: int) -> TensorInfo:
+        count = math.prod(stored.shape)
+        if len(stored.shape) != 2 or count % i2_s.BLOCK:
+            raise CheckpointError(
+                f"{self.path}: tensor {stored.name}: {list(stored.shape)} is no matrix of whole I2_S blocks of "
+                f"{i2_s.BLOCK}; use a file of another format"
+            )
+        self._check_end(stored, i2_s.stored_bytes(count), size)
+        return TensorInfo(stored.name, stored.shape, "I2_S", 2.0)
+
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        stored, kind, row_bytes = self._stored[name], self._types[name], self._row_bytes[name]
+        stored = self._stored[name]
+        if stored.type_id == _I2_S:
+            return i2_s.rows(
+                lambda at, n: read_at(self._file, self.path, name, stored.offset + at, n), stored, start, stop
+            )
+        kind, row_bytes = self._types[name], self._row_bytes[name]
         raw = read_at(self._file, self.path, name, stored.offset + start * row_bytes, (stop - start) * row_bytes)
         raw = raw.reshape(stop - start, row_bytes)
         if kind == GGMLQuantizationType.Q8_0:
@@ -79,6 +104,10 @@ class GgufCheckpoint(Checkpoint):
         if kind == GGMLQuantizationType.Q4_1:
             blocks = raw.reshape(stop - start, -1, 20)
             return QuantisedBlocks("q4m", _nibbles(blocks[:, :, 4:]), _halves(blocks, 0), _halves(blocks, 2))
+        if kind == GGMLQuantizationType.Q6_K:
+            blocks = raw.reshape(stop - start, -1, 210)
+            factors = _join(blocks[:, :, 192:208]).view(np.int8)
+            return QuantisedBlocks("q6k", _six_bits(blocks[:, :, :192]), _halves(blocks, 208), s=factors)
         if kind == GGMLQuantizationType.F64:
             return raw.view(np.float64).astype(np.float32)
         try:
@@ -109,3 +138,16 @@ def _nibbles(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     np.bitwise_and(packed, 15, out=codes[:, :, :16])
     np.right_shift(packed, 4, out=codes[:, :, 16:])
     return codes.reshape(len(packed), -1)
+
+
+def _six_bits(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """[rows, blocks, 192] -> codes 0..63 [rows, 256 * blocks]. A half of a block (128 columns) has 64 bytes of low
+    nibbles, columns 0..63 in the low and 64..127 in the high half of a byte, and 32 bytes of high bits, column c in
+    bits 2 * (c // 32) of byte c % 32."""
+    rows, n_blocks = packed.shape[:2]
+    low = packed[:, :, :128].reshape(rows, n_blocks, 2, 1, 64)
+    high = packed[:, :, 128:].reshape(rows, n_blocks, 2, 1, 32)
+    codes = np.empty((rows, n_blocks, 2, 4, 32), np.uint8)
+    codes[...] = (low >> np.array([0, 4], np.uint8)[:, None] & 15).reshape(codes.shape)
+    codes |= (high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3) << 4
+    return codes.reshape(rows, -1)

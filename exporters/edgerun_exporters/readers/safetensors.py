@@ -19,7 +19,7 @@ import numpy as np
 
 from edgerun.errors import CheckpointError
 
-from ..checkpoint import Checkpoint, Rows, TensorInfo, digest, read_at
+from ..checkpoint import Checkpoint, Rows, TensorInfo, Trits, digest, read_at
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
@@ -52,7 +52,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self.metadata = read_json(folder / "config.json")
         self.architecture = str(self.metadata.get("model_type", "(none)"))
         quantised = self.metadata.get("quantization_config")
-        if quantised:
+        if quantised and not (isinstance(quantised, dict) and quantised.get("quant_method") == "bitnet"):
             method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
             raise CheckpointError(
                 f"{folder / 'config.json'}: quantization_config: {method}-quantised safetensors are not supported; "
@@ -134,6 +134,11 @@ class SafetensorsCheckpoint(Checkpoint):
         if info.format == "BF16":
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
         return raw.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[info.format]).astype(np.float32, copy=False)
+
+    def packed_trits(self, name: str, start: int, stop: int) -> Trits:
+        path, offset, row_bytes = self._places[name]
+        raw = read_at(self._files[path], path, name, offset + start * row_bytes, (stop - start) * row_bytes)
+        return raw.reshape(stop - start, row_bytes)
 
     def sha256(self) -> str:
         state = hashlib.sha256()

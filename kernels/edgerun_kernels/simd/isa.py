@@ -141,6 +141,7 @@ PORTABLE: dict[str, Body] = {
     ),
     "f32_to_f16": portable_f32_to_f16,
     "dot_i8_bias": number(0),
+    "dot_u4_takes_u8": number(0),
     "is_wide": number(0),
     "ticks": steady_counter,
     "pause": nothing,
@@ -221,6 +222,7 @@ AVX2: dict[str, Body] = {
     ),
     "f32_to_f16": native_f32_to_f16,
     "dot_i8_bias": number(0),
+    "dot_u4_takes_u8": number(0),
     "is_wide": number(0),
     "ticks": cycle_counter,
     "pause": x86_pause,
@@ -251,6 +253,7 @@ def vnni(dot_16: Body, dot_8: Body) -> dict[str, Body]:
         "dot_i8": signed_weights(dot_16),
         "dot_i8_8": signed_weights(dot_8),
         "dot_i8_bias": number(128),
+        "dot_u4_takes_u8": number(1),
     }
 
 

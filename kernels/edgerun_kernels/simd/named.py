@@ -29,6 +29,7 @@ NAMED: dict[str, tuple[ir.Type, list[ir.Type]]] = {
     **{f"{name}_8": signature for name, signature in _of(8).items()},
     "f32_to_f16": (vec(I16, 16), [vec(F32, 16)]),
     "dot_i8_bias": (I64, []),
+    "dot_u4_takes_u8": (I64, []),
     "is_wide": (I64, []),
     "ticks": (I64, []),
     "pause": (ir.VoidType(), []),

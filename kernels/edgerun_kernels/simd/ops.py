@@ -38,6 +38,8 @@ def _named(name: str, result: Any, *args: Any) -> Any:
 
 
 dot_i8_bias = _named("dot_i8_bias", types.int64)
+dot_u4_takes_u8 = _named("dot_u4_takes_u8", types.int64)
+"""Whether ``dot_u4`` multiplies any unsigned bytes, and sums in 32 bits as it goes."""
 fma = _named("fma", f32x16, f32x16, f32x16, f32x16)
 f16_to_f32 = _named("f16_to_f32", f32x16, i16x16)
 f32_to_f16 = _named("f32_to_f16", i16x16, f32x16)
@@ -86,6 +88,18 @@ load_i32x16, store_i32x16 = _load(i32x16, i32x16.llvm, 4), _store(i32x16, i32x16
 load_f32x16, store_f32x16 = _load(f32x16, f32x16.llvm, 4), _store(f32x16, f32x16.llvm, 4)
 
 
+@intrinsic
+def load_i8x16(typingctx, address):
+    """16 signed bytes as i32x16."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        stored = b.load(b.inttoptr(args[0], ir.VectorType(I8, 16).as_pointer()))
+        stored.align = 1
+        return b.sext(stored, i32x16.llvm)
+
+    return i32x16(types.int64), codegen
+
+
 def _field(kind: Any, llvm: ir.Type) -> Any:
     """A field of an op or run record: element ``index`` of 8 bytes. One operation, because Numba types every ``+``."""
 
@@ -128,12 +142,14 @@ def zero_i32(typingctx):
     return i32x16(), lambda ctx, b, sig, args: ir.Constant(i32x16.llvm, [0] * 16)
 
 
-def nibbles(b: ir.IRBuilder, value: ir.Value, shift: int) -> ir.Value:
-    """The low (``shift`` 0) or high (4) nibble of every byte."""
+def byte_bits(b: ir.IRBuilder, value: ir.Value, first: int, count: int, at: int = 0) -> ir.Value:
+    """Bits ``first`` to ``first + count - 1`` of every byte, moved to bit ``at``."""
     bytes_ = value.type
     words = ir.VectorType(I32, bytes_.count // 4)  # 16-bit or wider shifts exist everywhere, byte shifts do not
-    moved = b.lshr(b.bitcast(value, words), ir.Constant(words, [shift] * words.count)) if shift else value
-    return b.and_(b.bitcast(moved, bytes_), ir.Constant(bytes_, [15] * bytes_.count))
+    if first != at:
+        move, by = (b.lshr, first - at) if first > at else (b.shl, at - first)
+        value = b.bitcast(move(b.bitcast(value, words), ir.Constant(words, [by] * words.count)), bytes_)
+    return b.and_(value, ir.Constant(bytes_, [((1 << count) - 1) << at] * bytes_.count))
 
 
 @intrinsic
@@ -273,18 +289,23 @@ def sqrt(typingctx, value):
     return types.float32(types.float32), codegen
 
 
-@intrinsic
-def prefetch_far(typingctx, address):
-    """Into the second cache: more such requests can be under way than into the first."""
+def _prefetch(locality: int) -> Any:
+    @intrinsic
+    def prefetch(typingctx, address):
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            pointer = I8.as_pointer()
+            fn = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
+            place = b.inttoptr(args[0], pointer)
+            b.call(fn, [place, ir.Constant(I32, 0), ir.Constant(I32, locality), ir.Constant(I32, 1)])
+            return ctx.get_dummy_value()
 
-    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        pointer = I8.as_pointer()
-        fn = declare(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32, I32, I32])
-        place = b.inttoptr(args[0], pointer)
-        b.call(fn, [place, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])
-        return ctx.get_dummy_value()
+        return types.void(types.int64), codegen
 
-    return types.void(types.int64), codegen
+    return prefetch
+
+
+prefetch, prefetch_once = _prefetch(3), _prefetch(0)
+"""Fetches a line into the caches; ``prefetch_once``: it will be read once and need not stay."""
 
 
 @intrinsic

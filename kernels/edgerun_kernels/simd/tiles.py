@@ -12,7 +12,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .named import I8, I32, I64, NAMED, PREFIX
-from .ops import declare, nibbles, splat_value
+from .ops import byte_bits, declare, splat_value
 from .types import f32x8, f32x16, i8x32, i8x64, i32x8, i32x16
 
 VECTORS = {16: (f32x16, i32x16, i8x64), 8: (f32x8, i32x8, i8x32)}
@@ -66,57 +66,93 @@ class Tile:
 
         return zero
 
-    def begin(self, shift: int | None) -> Any:
-        """Integer sums that begin with the rows' int32 at an address, times 2**shift; with 0 if shift is None."""
+    def starts(self, shift: int | None) -> Any:
+        """Sums that start with the rows' int32 at an address, times 2**shift; with 0 if shift is None."""
         ints = self.ints
 
         @intrinsic
-        def begin(typingctx, address):
+        def starts(typingctx, address):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-                starts = self._starts(b, args[0], shift)
-                return self._each(b, lambda i, block, row: call_named(b, "dot_u4_begin", self.lanes, starts[row]))
+                if shift is None:
+                    rows = [ir.Constant(self.i32.llvm, [0] * self.lanes)] * self.rows
+                else:
+                    by = ir.Constant(self.i32.llvm, [shift] * self.lanes)
+                    rows = [b.shl(start, by) for start in self._rows(b, args[0], 4, I32)]
+                return self._each(b, lambda i, block, row: rows[row])
 
             return ints(types.int64), codegen
 
-        return begin
+        return starts
 
-    def end(self, shift: int | None) -> Any:
-        """The sums of what ``begin`` began, in 32 bits."""
+    def begin(self) -> Any:
+        """What ``dot_u4`` adds to, for sums that start with these."""
         ints = self.ints
 
         @intrinsic
-        def end(typingctx, sums, address):
+        def begin(typingctx, starts):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-                starts = self._starts(b, args[1], shift)
-
                 def one(i: int, block: int, row: int) -> ir.Value:
-                    return call_named(b, "dot_u4_end", self.lanes, b.extract_value(args[0], i), starts[row])
+                    return call_named(b, "dot_u4_begin", self.lanes, b.extract_value(args[0], i))
 
                 return self._each(b, one)
 
-            return ints(ints, types.int64), codegen
+            return ints(ints), codegen
 
-        return end
+        return begin
 
-    def plain(self, shift: int | None) -> Any:
-        """As ``begin``, for sums by ``dot_i8``, which has nothing to end."""
+    def end(self) -> Any:
+        """The sums of what ``begin`` began with the same starts, in 32 bits."""
         ints = self.ints
 
         @intrinsic
-        def plain(typingctx, address):
+        def end(typingctx, sums, starts):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-                starts = self._starts(b, args[0], shift)
-                return self._each(b, lambda i, block, row: starts[row])
+                def one(i: int, block: int, row: int) -> ir.Value:
+                    both = (b.extract_value(args[n], i) for n in (0, 1))
+                    return call_named(b, "dot_u4_end", self.lanes, *both)
 
-            return ints(types.int64), codegen
+                return self._each(b, one)
 
-        return plain
+            return ints(ints, ints), codegen
 
-    def _starts(self, b: ir.IRBuilder, address: ir.Value, shift: int | None) -> list[ir.Value]:
-        if shift is None:
-            return [ir.Constant(self.i32.llvm, [0] * self.lanes)] * self.rows
-        by = ir.Constant(self.i32.llvm, [shift] * self.lanes)
-        return [b.shl(start, by) if shift else start for start in self._rows(b, address, 4, I32)]
+        return end
+
+    def _combine(self, combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Any:
+        ints = self.ints
+
+        @intrinsic
+        def combined(typingctx, x, y):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                return self._each(
+                    b, lambda i, block, row: combine(b, b.extract_value(args[0], i), b.extract_value(args[1], i))
+                )
+
+            return ints(ints, ints), codegen
+
+        return combined
+
+    def add(self) -> Any:
+        """The sum of two tiles of integers."""
+        return self._combine(lambda b, x, y: b.add(x, y))
+
+    def subtract(self) -> Any:
+        """The difference of two tiles of integers."""
+        return self._combine(lambda b, x, y: b.sub(x, y))
+
+    def times_bytes(self) -> Any:
+        """Integer sums times the int8 of their weight rows at an address, blocks ``stride`` bytes apart."""
+        ints = self.ints
+
+        @intrinsic
+        def times_bytes(typingctx, sums, address, stride):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                stored = self._blocks(b, args[1], args[2], ir.VectorType(I8, self.lanes))
+                factors = [b.sext(byte, self.i32.llvm) for byte in stored]
+                return self._each(b, lambda i, block, row: b.mul(b.extract_value(args[0], i), factors[block]))
+
+            return ints(ints, types.int64, types.int64), codegen
+
+        return times_bytes
 
     def load(self) -> Any:
         """One vector of weights a block, blocks ``stride`` bytes apart."""
@@ -158,19 +194,66 @@ class Tile:
                 address = b.add(address, stride)
         return values
 
-    def nibbles(self, shift: int) -> Any:
-        """The low (shift 0) or high (4) nibbles of every byte."""
+    def bits(self, first: int, count: int) -> Any:
+        """Bits ``first`` to ``first + count - 1`` of every byte, as numbers."""
         weights = self.weights
 
         @intrinsic
-        def halves(typingctx, value):
+        def part(typingctx, value):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
                 blocks = [b.extract_value(args[0], i) for i in range(self.blocks)]
-                return cgutils.pack_array(b, [nibbles(b, block, shift) for block in blocks])
+                return cgutils.pack_array(b, [byte_bits(b, block, first, count) for block in blocks])
 
             return weights(weights), codegen
 
-        return halves
+        return part
+
+    def masked(self, mask: int) -> Any:
+        """Every byte's bits under ``mask``, where they stand."""
+        weights = self.weights
+
+        @intrinsic
+        def masked(typingctx, value):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                both = ir.Constant(self.i8.llvm, [mask] * self.i8.llvm.count)
+                return cgutils.pack_array(b, [b.and_(b.extract_value(args[0], i), both) for i in range(self.blocks)])
+
+            return weights(weights), codegen
+
+        return masked
+
+    def shift_right(self, count: int) -> Any:
+        """Integer sums divided by 2**count, which divides them."""
+        ints = self.ints
+
+        @intrinsic
+        def shift_right(typingctx, sums):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                by = ir.Constant(self.i32.llvm, [count] * self.lanes)
+                return self._each(b, lambda i, block, row: b.ashr(b.extract_value(args[0], i), by))
+
+            return ints(ints), codegen
+
+        return shift_right
+
+    def six_bits(self, quad: int, less: int) -> Any:
+        """The q6k codes of four columns, 0 .. 63, less a number: nibbles from the line of ``quad`` (0 to 3), high bits
+        from another."""
+        weights = self.weights
+
+        @intrinsic
+        def six_bits(typingctx, nibbles, pairs):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                def one(i: int) -> ir.Value:
+                    low = byte_bits(b, b.extract_value(args[0], i), 4 * (quad % 2), 4)
+                    high = byte_bits(b, b.extract_value(args[1], i), 2 * quad, 2, at=4)
+                    return b.sub(b.or_(low, high), ir.Constant(low.type, [less] * low.type.count))
+
+                return cgutils.pack_array(b, [one(i) for i in range(self.blocks)])
+
+            return weights(weights, weights), codegen
+
+        return six_bits
 
     def dot(self, name: str) -> Any:
         """Adds the products of four columns: ``name`` is dot_u4 or dot_i8; rows of activations are 32 bytes apart."""
@@ -210,6 +293,19 @@ class Tile:
             return floats(floats, ints, scales, types.int64), codegen
 
         return add_scaled
+
+    def splat(self) -> Any:
+        """One float32 as every block's scales."""
+        scales = self.scales
+
+        @intrinsic
+        def splat(typingctx, value):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                return cgutils.pack_array(b, [splat_value(b, args[0], self.lanes)] * self.blocks)
+
+            return scales(types.float32), codegen
+
+        return splat
 
     def add_outer(self, stride: int = 4) -> Any:
         """acc + block's vector * row's float32; those lie ``stride`` bytes apart from ``address``."""
