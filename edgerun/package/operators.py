@@ -73,7 +73,7 @@ FINGERPRINTS = {
     "LinearQ8": "b6cd2552cd55c9a673903148213f07ce",
     "LinearQ6K": "1bd47e3566a11edf4a8c220eb88cb9f0",
     "LinearF32": "d8c67b5e22e18fe700cbf7159956f20c",
-    "BitLinear": "19baf701d555f903372c25311f8acd2f",
+    "BitLinear": "d85a4c947b639cc13e5a85524e99cca8",
     "RotaryCosSin": "d9dd59db631c4a0acfeba04b0baa3465",
     "CausalMask": "b51337256d82ba2224dc56d99a80ce25",
     "Attention": "25be848dc19ec7013fa8ee873f95eac9",
@@ -362,7 +362,8 @@ _EMBED_Q6K = f"""
     x = Slice(padded, line_0, k1, last)
 """
 
-# int8 by numbers that count from 1, summed in 32 bits: the arithmetic that BitNet models are trained in
+# int8 by numbers that count from 1, summed in 32 bits: the arithmetic that BitNet models are trained in. The input's
+# shape is stated because onnxruntime takes a wrong one from its attention, behind which these layers stand.
 _BIT_LINEAR = f"""{_pairs("q", 3)}
     columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (pairs)
     column_shape = Constant <value_ints = [-1]> ()
@@ -377,13 +378,16 @@ _BIT_LINEAR = f"""{_pairs("q", 3)}
     zero_i = Constant <value_int = 0> ()
     zero = Cast <to = 3> (zero_i)
     last = Constant <value_ints = [-1]> ()
-    magnitudes = Abs(x)
+    leading = Constant <value_ints = [0, 0]> ()
+    input_shape = Concat <axis = 0> (leading, k1)
+    input = Reshape(x, input_shape)
+    magnitudes = Abs(input)
     measured = ReduceMax <keepdims = 1> (magnitudes, last)
     least = Constant <value_float = 1e-5> ()
     largest = Max(measured, least)
     most = Constant <value_float = 127.0> ()
     inverse = Div(most, largest)
-    scaled = Mul(x, inverse)
+    scaled = Mul(input, inverse)
     rounded = Round(scaled)
     integers = Cast <to = 3> (rounded)
     sums = MatMulInteger(integers, trits, zero, one)

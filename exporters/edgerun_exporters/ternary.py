@@ -78,8 +78,9 @@ class TernaryValues(Ternary):
         name = self.source.name
         size = np.float32(0)
         for rows in _chunks(checkpoint, self.source):
-            size = np.abs(rows).max(initial=0)
-            if size != 0:
+            nonzero = rows[(rows != 0) & ~np.isnan(rows)]
+            if len(nonzero):
+                size = np.abs(nonzero[0])
                 break
         _check_scale(checkpoint, name, size)
 

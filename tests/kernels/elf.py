@@ -62,11 +62,12 @@ def built(isa: str) -> bytes:
     return emitted(target(isa))[0]
 
 
-class Loop(NamedTuple):
-    """A basic block of x86 assembly that jumps back to its own beginning."""
+class Block(NamedTuple):
+    """x86 assembly from a label to the next one, or to a jump back to its own."""
 
     function: str
     instructions: list[str]
+    is_loop: bool
 
     def count(self, mnemonic: str) -> int:
         return sum(line.startswith(mnemonic) for line in self.instructions)
@@ -76,13 +77,16 @@ class Loop(NamedTuple):
         return [line for line in self.instructions if "(%rsp" in line and re.search(r"%[yz]mm", line)]
 
 
-def loops(assembly: str) -> Iterator[Loop]:
+def blocks(assembly: str) -> Iterator[Block]:
     function, label, block = "", "", list[str]()
     for line in assembly.splitlines():
         if found := re.match(r"([.\w$]+):", line):
+            yield Block(function, block, False)
             label, block = found[1], []
             function = function if label.startswith(".L") else label
         elif re.match(r"\s+[a-z]", line):
             block.append(line.strip())
             if re.fullmatch(rf"j\w+\s+{re.escape(label)}", block[-1].split("#")[0].strip()):
-                yield Loop(function, block)
+                yield Block(function, block, True)
+                block = []
+    yield Block(function, block, False)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgerun_kernels.load import Kernels, kernels
 from edgerun_kernels.record import Field, Run
-from edgerun_kernels.reference import Quantised, activation_tiles
+from edgerun_kernels.reference import Quantised, QuantisedRows, activation_tiles, row_tiles
 from edgerun_kernels.targets import usable
 from edgerun_kernels.team import Team, aligned
 
@@ -155,17 +155,17 @@ def linear_op(
 ) -> int:
     """The record of a linear layer or, with x unused, of an embedding; ``weights`` as ``layout.pack`` gives them."""
     payload = weights["w" if "w" in weights else "q"]
-    for suffix, field in (("d", "D"), ("m", "M")):
+    for suffix, field in (("d", "D"), ("m", "M"), ("s", "M")):
         if suffix in weights:
             fields[field] = memory.hold(weights[suffix])
     shared = {"X": x, "X_STRIDE": stride(x), "Y": y, "Y_STRIDE": stride(y), "N": n, "K": k}
     return memory.op(**{**shared, "W": memory.hold(payload), **fields})
 
 
-def activations(memory: Memory, x: Quantised, copies: int = 1) -> Array:
+def activations(memory: Memory, x: Quantised | QuantisedRows, copies: int = 1) -> Array:
     """The tiles of ``x`` [tiles, bytes]; of one row, so many copies. What means nothing is poison."""
-    tiles, _ = activation_tiles(x)
-    return memory.hold(np.repeat(tiles, copies if len(x.first) == 1 else 1, 0), gap=64)
+    tiles, _ = activation_tiles(x) if isinstance(x, Quantised) else row_tiles(x)
+    return memory.hold(np.repeat(tiles, copies if len(x[0]) == 1 else 1, 0), gap=64)
 
 
 def within(got: Array, wanted: Array, bound: Array | float) -> None:

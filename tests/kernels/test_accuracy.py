@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from edgerun_kernels import reference
-from edgerun_kernels.record import CHUNK, TILE_HEADER, activation_bytes, attention_scratch_bytes, kv_head_bytes
+from edgerun_kernels.record import (
+    CHUNK,
+    TILE_HEADER,
+    activation_bytes,
+    attention_scratch_bytes,
+    kv_head_bytes,
+    row_activation_bytes,
+)
 
 from .harness import Array, Memory, address, call, every_isa, linear_op, loaded, same_bits, stride, within
 
@@ -96,11 +103,12 @@ def test_silu_over_its_whole_range(isa: str) -> None:
 def test_quantize_rounds_ties_to_even(isa: str) -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, :9] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5]
-    with Memory() as memory:
-        y = memory.room((1, activation_bytes(32, 1)), np.uint8, gap=64)
-        op = memory.op(X=memory.rows(x), Y=y, K=32, THRESHOLD=np.inf)
-        call(isa, "quantize", op, memory.run(N_ROWS=1))
-        assert y.view(np.int8)[0, TILE_HEADER : TILE_HEADER + 9].tolist() == [127, 0, 2, 2, 0, -2, -2, 126, -126]
+    for name, size in (("quantize", activation_bytes(32, 1)), ("quantize_rows", row_activation_bytes(32, 1))):
+        with Memory() as memory:
+            y = memory.room((1, size), np.uint8, gap=64)
+            op = memory.op(X=memory.rows(x), Y=y, K=32, THRESHOLD=np.inf)
+            call(isa, name, op, memory.run(N_ROWS=1))
+            assert y.view(np.int8)[0, TILE_HEADER : TILE_HEADER + 9].tolist() == [127, 0, 2, 2, 0, -2, -2, 126, -126]
 
 
 @every_isa

@@ -14,10 +14,10 @@ from edgerun.package import layout
 from edgerun_kernels import reference
 from edgerun_kernels.load import Kernels
 
-from .elf import emitted, loops, target
+from .elf import blocks, emitted, target
 from .harness import EPS, ISAS, THREADS, examples, floats, same_bits, within
 from .test_attention import Case, attend, wanted
-from .weights import ACTIVATIONS, QUANTISED, SHAPES, WEIGHTS, matrix, quantised_linear, run_quantised, second_terms
+from .weights import ACTIVATIONS, QUANTISED, SHAPES, WEIGHTS, matrix, quantised_linear, run_quantised, second_terms, trits
 
 pytestmark = pytest.mark.skipif("avx512_vnni" not in ISAS, reason="needs a processor with AVX-512 VNNI")
 HERE = replace(target("avx512_vnni"), name="avx_vnni")
@@ -30,9 +30,9 @@ def avx_vnni() -> Kernels:
 
 
 def test_tiles_are_half_blocks() -> None:
-    found = [loop for loop in loops(emitted(HERE)[1]) if loop.count("vpdpbusd") and "6linear" in loop.function]
+    found = [block for block in blocks(emitted(HERE)[1]) if block.count("vpdpbusd") and "linear" in block.function]
     assert found
-    assert not any("%zmm" in line for loop in found for line in loop.instructions if line.startswith("vpdpbusd"))
+    assert not any("%zmm" in line for block in found for line in block.instructions if line.startswith("vpdpbusd"))
 
 
 @examples(150)
@@ -56,6 +56,16 @@ def test_linear(fmt: str, second: str, kind: str, pattern: str, shape: tuple[int
     same_bits(run_quantised("avx512_vnni", x, weights, n), got)
     for n_threads in THREADS[1:]:
         same_bits(run_quantised(avx_vnni(), x, weights, n, n_threads), got)
+
+
+@examples(60)
+@given(shape=SHAPES, seed=st.integers(0, 2**31), n_threads=st.sampled_from(THREADS))
+def test_ternary(shape: tuple[int, int, int], seed: int, n_threads: int) -> None:
+    rows, n, k = shape
+    rng = np.random.default_rng(seed)
+    weights, x = trits("random", n, k, 0.37, rng), reference.quantize_rows(floats("normal", (rows, k), rng))
+    wanted = reference.linear_ternary(x, weights["q"], weights["d"])
+    same_bits(run_quantised(avx_vnni(), x, weights, n, n_threads), wanted)
 
 
 @pytest.mark.parametrize("rows", [1, 5])

@@ -68,7 +68,7 @@ def test_quantised(
 @given(
     n=st.integers(1, 70),
     rows=st.integers(1, 9),
-    groups=st.integers(1, 8),
+    groups=st.integers(1, 9),
     second=st.sampled_from(["none", "some", "all"]),
     seed=st.integers(0, 2**31),
 )
@@ -77,17 +77,37 @@ def test_integers_are_exact(isa: str, fmt: str, n: int, rows: int, groups: int, 
     be rounded."""
     rng = np.random.default_rng(seed)
     k = groups * layout.GROUP
-    weights = matrix(fmt, str(rng.choice(["random", "largest nibbles", "smallest"])), n, k, rng)
+    weights = matrix(fmt, str(rng.choice(["random", "largest", "smallest"])), n, k, rng)
     weights["d"][:] = 1
     if "m" in weights:
         weights["m"][:] = rng.integers(-1, 2, weights["m"].shape)
-    largest = (7 if groups == 1 else 1) if fmt == "q8" else (127 if groups == 1 else 8)
+    if "s" in weights:  # else the totals are too large
+        weights["s"][:] = rng.integers(-2, 3, weights["s"].shape)
+    largest = (7 if groups == 1 else 1) if fmt in ("q8", "q6k") else (127 if groups == 1 else 8)
     ints = rng.choice([-largest, largest], (rows, k)) if seed % 2 else rng.integers(-largest, largest + 1, (rows, k))
     first, scales = ints.astype(np.int8), np.full((rows, groups), SECOND_TERM, np.float32)
     x = reference.Quantised(first, np.zeros_like(first), np.zeros(scales.shape, bool), scales, scales)
     x = second_terms(x, second, rng)
     # The twin's sums divide by SECOND_TERM and multiply again; here they are whole numbers.
     x = x._replace(sums=np.rint(x.sums))
+    same_bits(run_quantised(isa, x, weights, n), quantised_linear(x, weights)[0] + np.float32(0))
+
+
+@every_isa
+@examples(60)
+@given(
+    kind=st.sampled_from(["random", "largest", "smallest"]),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(1, 32)),
+    seed=st.integers(0, 2**31),
+)
+def test_factors_of_any_size_are_exact(isa: str, kind: str, shape: tuple[int, int, int], seed: int) -> None:
+    """q6k's largest integers, 32 times 127 times 32 times 128, lie below 2**24: scales of one leave nothing to round."""
+    rows, n, k = shape
+    rng = np.random.default_rng(seed)
+    weights = matrix("q6k", kind, n, k, rng)
+    weights["d"][:] = 1
+    x = reference.quantize(floats("extremes" if seed % 2 else "normal", (rows, k), rng))
+    x = x._replace(scales=np.ones_like(x.scales))
     same_bits(run_quantised(isa, x, weights, n), quantised_linear(x, weights)[0] + np.float32(0))
 
 
@@ -108,7 +128,7 @@ def test_huge(isa: str, fmt: str) -> None:
 def test_many_rows(isa: str, rows: int) -> None:
     """More rows than go through a block of weights at a time (CACHED_TILES)."""
     rng = np.random.default_rng(rows)
-    for fmt in ("q4", "q8"):
+    for fmt in ("q4", "q8", "q6k"):
         for second in ("none", "some"):
             weights = matrix(fmt, "random", 56, 64, rng)
             x = second_terms(reference.quantize(floats("normal", (rows, 64), rng)), second, rng)
@@ -125,7 +145,7 @@ def test_bias_and_residual(isa: str, shape: tuple[int, int, int], seed: int) -> 
     """(result + bias) + residual, one rounding each; the padding stays zero."""
     rows, n, k = shape
     rng = np.random.default_rng(seed)
-    for fmt in ("q4m", "q8"):
+    for fmt in ("q4m", "q8", "q6k"):
         weights = matrix(fmt, "random", n, k, rng)
         x = reference.quantize(floats("outliers", (rows, k), rng), 2.0)
         bias, residual = floats("normal", (n,), rng), floats("normal", (rows, n), rng)

@@ -13,11 +13,15 @@ from .harness import EPS, THREADS, Array, Memory, call, every_isa, examples, flo
 from .weights import ACTIVATIONS, SHAPES, WEIGHTS, matrix, padded
 
 
+FORMATS = [fmt for fmt in layout.FORMATS if fmt != "ternary"]
+"""Ternary layers take int8 by definition, and nothing embeds with them."""
+
+
 def run_float(isa: str, fmt: str, x: Array, weights: dict[str, Array], n: int, n_threads: int = 1) -> Array:
     with Memory() as memory:
         y = memory.room((len(x), padded(n)), np.float32, gap=64)
         op = linear_op(memory, memory.rows(x), y, weights, n, x.shape[1])
-        name = {"q4": "linear_q4_float", "q4m": "linear_q4_float", "q8": "linear_q8_float", "f32": "linear_f32"}[fmt]
+        name = {"q4m": "linear_q4_float", "f32": "linear_f32"}.get(fmt, f"linear_{fmt}_float")
         call(isa, name, op, memory.run(N_ROWS=len(x)), n_threads)
         return y.copy()
 
@@ -28,13 +32,15 @@ def dense(fmt: str, weights: dict[str, Array]) -> Array:
         return reference.float_rows(weights["w"])
     if fmt == "q8":
         return reference.dequantise_q8(weights["q"], weights["d"])
+    if fmt == "q6k":
+        return reference.dequantise_q6k(weights["q"], weights["s"], weights["d"])
     return reference.dequantise_q4(weights["q"], weights["d"], weights.get("m"))
 
 
 @every_isa
 @examples(80)
 @given(
-    fmt=st.sampled_from(layout.FORMATS),
+    fmt=st.sampled_from(FORMATS),
     kind=st.sampled_from(WEIGHTS),
     pattern=st.sampled_from(ACTIVATIONS),
     shape=SHAPES,
@@ -62,7 +68,7 @@ def test_float(isa: str, fmt: str, kind: str, pattern: str, shape: tuple[int, in
 @every_isa
 @examples(60)
 @given(
-    fmt=st.sampled_from(layout.FORMATS),
+    fmt=st.sampled_from(FORMATS),
     kind=st.sampled_from(WEIGHTS),
     shape=SHAPES,
     seed=st.integers(0, 2**31),
@@ -83,6 +89,7 @@ def test_embed(isa: str, fmt: str, kind: str, shape: tuple[int, int, int], seed:
         wanted = {
             "f32": lambda: reference.embed_f32(tokens, weights["w"]),
             "q8": lambda: reference.embed_q8(tokens, weights["q"], weights["d"], k),
+            "q6k": lambda: reference.embed_q6k(tokens, weights["q"], weights["s"], weights["d"], k),
         }.get(fmt, lambda: reference.embed_q4(tokens, weights["q"], weights["d"], weights.get("m"), k))()
         np.testing.assert_array_equal(y, wanted)
         np.testing.assert_array_equal(wanted, layout.dequantise(fmt, weights, n, k)[tokens])

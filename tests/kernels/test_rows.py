@@ -1,4 +1,4 @@
-"""Kernels that work on rows: RMS norm, quantisation, the gated MLP's activation."""
+"""Kernels that work on rows: RMS norm, quantisation, the gated MLP's activations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerun_kernels import reference
-from edgerun_kernels.record import GROUP, TILE_ROWS, Flag, activation_bytes
+from edgerun_kernels.record import GROUP, TILE_ROWS, Flag, activation_bytes, row_activation_bytes
 
 from .harness import (
     EPS,
@@ -66,26 +66,29 @@ def test_rms_norm(isa: str, shape: tuple[int, int], pattern: str, seed: int) -> 
     same_bits(norm(isa, x, w, 1e-5, 2, n_out=1), got[-1:])
 
 
-def quantised(isa: str, x: Array, threshold: float, n_threads: int = 1, n_out: int | None = None) -> Array:
-    """The kernel on x [rows, k], or its first ``n_out`` rows: tiles [tiles, bytes]; of one row, each thread's own."""
+def quantised(isa: str, x: Array, threshold: float | None, n_threads: int = 1, n_out: int | None = None) -> Array:
+    """The kernel on x [rows, k], or its first ``n_out`` rows: tiles [tiles, bytes]; of one row, each thread's own.
+    Without a threshold, quantize_rows."""
+    name, tile_bytes = ("quantize", activation_bytes) if threshold is not None else ("quantize_rows", row_activation_bytes)
     rows, k = n_out or len(x), x.shape[1]
     tile = 1 if rows == 1 else TILE_ROWS
     alone = len(x) == 1
     with Memory() as memory:
         padded = memory.rows(np.repeat(x, n_threads, 0) if alone else x)
-        y = memory.room((n_threads if alone else -(-rows // tile), activation_bytes(k, tile)), np.uint8, gap=64)
+        y = memory.room((n_threads if alone else -(-rows // tile), tile_bytes(k, tile)), np.uint8, gap=64)
         private = {"X_PRIVATE": stride(padded), "Y_PRIVATE": stride(y)} if alone else {}
         op = memory.op(
-            X=padded, X_STRIDE=stride(padded), Y=y, Y_STRIDE=stride(y), K=k, THRESHOLD=float(threshold),
+            X=padded, X_STRIDE=stride(padded), Y=y, Y_STRIDE=stride(y), K=k, THRESHOLD=float(threshold or 0),
             FLAGS=Flag.OUT_ROWS if n_out else 0, **private,
         )  # fmt: skip
-        call(isa, "quantize", op, memory.run(N_ROWS=len(x), N_OUT=rows), n_threads)
+        call(isa, name, op, memory.run(N_ROWS=len(x), N_OUT=rows), n_threads)
         return y.copy()
 
 
-def same_tiles(got: Array, expected: reference.Quantised) -> None:
+def same_tiles(got: Array, expected: reference.Quantised | reference.QuantisedRows) -> None:
     """Bit for bit, but for the bytes that mean nothing; ``got`` may hold several copies of one row."""
-    tiles, meaningful = reference.activation_tiles(expected)
+    to_tiles = reference.activation_tiles if isinstance(expected, reference.Quantised) else reference.row_tiles
+    tiles, meaningful = to_tiles(expected)
     copies = len(got) // len(tiles)
     same_bits(np.where(np.repeat(meaningful, copies, 0), got, 0), np.repeat(np.where(meaningful, tiles, 0), copies, 0))
 
@@ -144,6 +147,55 @@ def test_the_border_between_one_term_and_two(isa: str, shape: tuple[int, int], p
     below, above = (np.nextafter(border, np.float32(to)) for to in (0, np.inf))
     for threshold in (np.nextafter(below, np.float32(0)), below, border, above):
         same_tiles(quantised(isa, x, float(threshold)), reference.quantize(x, float(threshold)))
+
+
+@every_isa
+@examples(200)
+@given(shape=SHAPES, pattern=st.sampled_from([*PATTERNS, "least", "largest"]), seed=st.integers(0, 2**31))
+def test_quantize_rows_is_exact_to_the_bit(isa: str, shape: tuple[int, int], pattern: str, seed: int) -> None:
+    """Also around the least magnitude that has a scale of its own, and where float32 ends."""
+    x = floats("normal" if pattern in ("least", "largest") else pattern, shape, np.random.default_rng(seed))
+    if pattern == "least":
+        x *= np.float32(1e-5)
+    if pattern == "largest":
+        x = np.copysign(np.float32(3.4028235e38), x)
+    expected = reference.quantize_rows(x)
+    for n_threads in THREADS:
+        same_tiles(quantised(isa, x, None, n_threads), expected)
+    if shape[0] > 1:
+        same_tiles(quantised(isa, x, None, 2, n_out=1), expected.rows(slice(1)))
+        same_tiles(quantised(isa, x, None, 2, n_out=shape[0] - 1), expected.rows(slice(shape[0] - 1)))
+
+
+@examples(100)
+@given(shape=SHAPES, pattern=st.sampled_from(PATTERNS), seed=st.integers(0, 2**31))
+def test_rows_are_within_half_a_step(shape: tuple[int, int], pattern: str, seed: int) -> None:
+    """The twin's integers times its scales, of rows that reach 127 unless they are smaller than 1e-5."""
+    x = floats(pattern, shape, np.random.default_rng(seed))
+    ints, scales = reference.quantize_rows(x)
+    values = ints[:, : shape[1]] * scales[:, None].astype(np.float64)
+    assert (np.abs(values - x) <= scales[:, None] * 0.5005 + 4 * EPS * np.abs(x)).all()
+    largest = np.abs(ints.astype(np.int32)).max(1)
+    assert (largest == 127)[np.abs(x).max(1) >= 1e-5].all() and (largest <= 127).all()
+    assert not ints[:, shape[1] :].any()
+
+
+@every_isa
+@examples(60)
+@given(shape=SHAPES, pattern=st.sampled_from(PATTERNS), seed=st.integers(0, 2**31), n_threads=st.sampled_from(THREADS))
+def test_squared_relu_is_exact_to_the_bit(
+    isa: str, shape: tuple[int, int], pattern: str, seed: int, n_threads: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    gate, up = floats(pattern, shape, rng), floats("normal", shape, rng)
+    with Memory() as memory:
+        x, u = memory.rows(gate), memory.rows(up)
+        op = memory.op(X=x, UP=u, X_STRIDE=stride(x), N=shape[1])
+        call(isa, "squared_relu", op, memory.run(N_ROWS=shape[0]), n_threads)
+        with np.errstate(over="ignore", under="ignore"):
+            same_bits(x[:, : shape[1]], reference.squared_relu(gate, up))
+        assert not x[:, shape[1] :].any(), "padding must stay zero"
+        same_bits(u[:, : shape[1]], up)
 
 
 @every_isa

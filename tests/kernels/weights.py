@@ -16,28 +16,39 @@ from edgerun_kernels.record import SECOND_TERM, Flag
 from .harness import Memory, activations, call, floats, linear_op, stride
 
 Array = NDArray[Any]
-WEIGHTS = ("random", "largest nibbles", "smallest", "subnormal scales", "largest scales", "zero scales")
-QUANTISED = ("q4", "q4m", "q8")
+WEIGHTS = ("random", "largest", "smallest", "subnormal scales", "largest scales", "zero scales")
+QUANTISED = ("q4", "q4m", "q8", "q6k")
 ACTIVATIONS = ("normal", "outliers", "zeros", "negative zero", "equal", "extremes", "subnormal", "mixed", "one")
-SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 100), st.integers(1, 140))
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 100), st.integers(1, 140) | st.integers(250, 330))
+"""Rows, weight rows, columns: also more than the 256 that share a scale in q6k."""
 
 
 def matrix(fmt: str, kind: str, n: int, k: int, rng: np.random.Generator) -> dict[str, Array]:
     """A stored matrix of a kind (of WEIGHTS)."""
     if fmt == "f32":
         return layout.pack(fmt, floats("normal", (n, k), rng))
-    low, high, dtype = (-128, 127, np.int8) if fmt == "q8" else (0, 15, np.uint8)
+    low, high, dtype = {"q8": (-128, 127, np.int8), "q6k": (0, 63, np.uint8)}.get(fmt, (0, 15, np.uint8))
     values = rng.integers(low, high + 1, (n, k)).astype(dtype)
-    if kind == "largest nibbles":
+    groups = -(-k // layout.GROUP)
+    s = rng.integers(-128, 128, (n, 2 * groups)).astype(np.int8)
+    if kind == "largest":
         values[:] = high
     if kind == "smallest":
         values[:] = low
-    d, m = rng.standard_normal((2, n, -(-k // layout.GROUP))).astype(np.float16)
+    if kind in ("largest", "smallest"):
+        s[:] = -128
+    d, m = rng.standard_normal((2, n, -(-groups // layout.SUPER_GROUPS) if fmt == "q6k" else groups)).astype(np.float16)
     factor = {"subnormal scales": 1e-7, "zero scales": 0.0}.get(kind, 1.0)
     d, m = (d * factor).astype(np.float16), (m * factor).astype(np.float16)
     if kind == "largest scales":
         d[:], m[:] = 65504, -65504
-    return layout.pack(fmt, values, d, m if fmt == "q4m" else None)
+    return layout.pack(fmt, values, d, m if fmt == "q4m" else None, s if fmt == "q6k" else None)
+
+
+def trits(kind: str, n: int, k: int, scale: float, rng: np.random.Generator) -> dict[str, Array]:
+    """A stored ternary matrix: "random", or all of it "largest" or "smallest"."""
+    codes = {"largest": np.full((n, k), 2), "smallest": np.zeros((n, k))}.get(kind, rng.integers(0, 3, (n, k)))
+    return layout.pack("ternary", codes.astype(np.uint8), np.array([scale], np.float32))
 
 
 def padded(n: int) -> int:
@@ -62,6 +73,10 @@ def quantised_linear(x: reference.Quantised, weights: dict[str, Array]) -> tuple
     a = np.abs(x.first, dtype=np.float64) + np.abs(x.second, dtype=np.float64) / SECOND_TERM
     a = a.reshape(*x.scales.shape, -1) * x.scales[:, :, None]
     d = np.abs(reference.row_scales(weights["d"])).astype(np.float64)
+    if "s" in weights:
+        q, s = weights["q"], weights["s"]
+        w = np.abs(reference.dequantise_q6k(q, s, weights["d"]), dtype=np.float64).reshape(len(d), -1, layout.GROUP)
+        return reference.linear_q6k(x, q, s, weights["d"]), np.einsum("rgc,ngc->rn", a, w)
     if weights["q"].dtype == np.int8:
         w = (np.abs(reference.int8_rows(weights["q"])) + 256.0).reshape(*d.shape, -1) * d[:, :, None]
         return reference.linear_q8(x, weights["q"], weights["d"]), np.einsum("rgc,ngc->rn", a, w)
@@ -71,17 +86,25 @@ def quantised_linear(x: reference.Quantised, weights: dict[str, Array]) -> tuple
     return reference.linear_q4(x, weights["q"], weights["d"], m), np.einsum("rgc,ngc->rn", a, w)
 
 
+def kernel_of(weights: dict[str, Array]) -> str:
+    """The kernel that multiplies by a stored matrix."""
+    if "s" in weights:
+        return "linear_q6k"
+    if weights["d"].ndim == 1:
+        return "linear_ternary"
+    return "linear_q8" if weights["q"].dtype == np.int8 else "linear_q4"
+
+
 def run_quantised(
     kernels: str | Kernels,
-    x: reference.Quantised,
+    x: reference.Quantised | reference.QuantisedRows,
     weights: dict[str, Array],
     n: int,
     n_threads: int = 1,
     **options: Any,
 ) -> Array:
-    """linear_q4 or linear_q8: float32 [rows, padded n]. Options: bias [n], residual [rows, n], flags, n_out."""
-    name = "linear_q8" if weights["q"].dtype == np.int8 else "linear_q4"
-    rows = len(x.first)
+    """The layer's outputs: float32 [rows, padded n]. Options: bias [n], residual [rows, n], flags, rows of the run."""
+    rows, k = x[0].shape
     with Memory() as memory:
         packed = activations(memory, x, n_threads)
         fields: dict[str, Any] = {"FLAGS": options.get("flags", 0)}
@@ -94,6 +117,6 @@ def run_quantised(
             fields["FLAGS"] |= Flag.ACCUMULATE
         if len(y) == 1:  # every thread reads its own copy
             fields["X_PRIVATE"] = stride(packed)
-        op = linear_op(memory, packed, y, weights, n, x.first.shape[1], **fields)
-        call(kernels, name, op, memory.run(N_ROWS=len(y), N_OUT=rows), n_threads)
+        op = linear_op(memory, packed, y, weights, n, k, **fields)
+        call(kernels, kernel_of(weights), op, memory.run(N_ROWS=len(y), N_OUT=rows), n_threads)
         return y.copy()

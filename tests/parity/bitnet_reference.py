@@ -14,7 +14,7 @@ def load_bitnet(folder: Path) -> torch.nn.Module:
     """
     from safetensors.torch import load_file
     from transformers import BitNetConfig, BitNetForCausalLM
-    from transformers.integrations.bitnet import replace_with_bitnet_linear, unpack_weights
+    from transformers.integrations.bitnet import WeightQuant, replace_with_bitnet_linear, unpack_weights
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import BitNetQuantConfig
 
@@ -24,12 +24,15 @@ def load_bitnet(folder: Path) -> torch.nn.Module:
     quantization = BitNetQuantConfig.from_dict(config.quantization_config)
     del config.quantization_config
     model = BitNetForCausalLM(config).eval()
+    online, quantization.quantization_mode = quantization.quantization_mode == "online", "offline"
     kept = HfQuantizer.get_modules_to_not_convert(model, quantization.modules_to_not_convert)
     replace_with_bitnet_linear(model, kept, quantization)
 
     state = {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
-    for name, value in state.items():
-        if value.dtype != torch.uint8:
+    for name, value in list(state.items()):
+        if online and "_proj.weight" in name:  # as for a model that runs in the type of its master weights
+            state[name], state[f"{name}_scale"] = WeightQuant.apply(value).float(), torch.ones(1)
+        elif value.dtype != torch.uint8:
             state[name] = value.float()
         elif quantization.linear_class == "autobitlinear":  # a BitLinear unpacks its weights itself, at every call
             state[name] = unpack_weights(value, dtype=torch.float32)

@@ -89,9 +89,7 @@ class GgufCheckpoint(Checkpoint):
     def rows(self, name: str, start: int, stop: int) -> Rows:
         stored = self._stored[name]
         if stored.type_id == _I2_S:
-            return i2_s.rows(
-                lambda at, n: read_at(self._file, self.path, name, stored.offset + at, n), stored, start, stop
-            )
+            return self._i2_s_rows(stored, start, stop)
         kind, row_bytes = self._types[name], self._row_bytes[name]
         raw = read_at(self._file, self.path, name, stored.offset + start * row_bytes, (stop - start) * row_bytes)
         raw = raw.reshape(stop - start, row_bytes)
@@ -117,6 +115,15 @@ class GgufCheckpoint(Checkpoint):
                 f"{self.path}: tensor {name} has format {kind.name}, which the gguf package cannot dequantise; "
                 "use a file of another quantisation"
             ) from None
+
+    def _i2_s_rows(self, stored: StoredTensor, start: int, stop: int) -> Rows:
+        def read(at: int, count: int) -> npt.NDArray[np.uint8]:
+            return read_at(self._file, self.path, stored.name, stored.offset + at, count)
+
+        try:
+            return i2_s.rows(read, stored, start, stop)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: tensor {stored.name}: {error}; download it again") from None
 
     def sha256(self) -> str:
         with self.path.open("rb") as file:

@@ -7,6 +7,7 @@ of which the first four are the scale, float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -26,14 +27,14 @@ def rows(
     read: Callable[[int, int], npt.NDArray[np.uint8]], stored: StoredTensor, start: int, stop: int
 ) -> npt.NDArray[np.float32]:
     """Rows start..stop as float32. ``read(offset, count)``: bytes of the tensor. A code of 3, which no weight has,
-    gives a NaN, and so does every code if the scale is not positive."""
+    gives a NaN. ValueError if the scale is not positive and finite."""
     n_rows, columns = stored.shape
     first, last = start * columns // BLOCK, -(-stop * columns // BLOCK)
     packed = read(first * _BLOCK_BYTES, (last - first) * _BLOCK_BYTES).reshape(-1, 1, _BLOCK_BYTES)
     scale = read(n_rows * columns // 4, 4).view("<f4")[0]
     codes = (packed >> np.array([6, 4, 2, 0], np.uint8)[:, None] & 3).reshape(-1)
-    if not scale > 0:
-        scale = np.float32(np.nan)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"the scale of its ternary weights is {scale:g}, not a positive number")
     skipped = start * columns - first * BLOCK
     values = np.array([-scale, 0, scale, np.nan], np.float32)
     dense: npt.NDArray[np.float32] = values[codes[skipped : skipped + (stop - start) * columns]]
