@@ -1,11 +1,13 @@
 """Speed beside the other CPU runtimes: the same files, the same threads, one program after the other.
 
     python benchmarks/speed.py --llama-cpp DIR [--ik-llama-cpp DIR] [--openvino PYTHON] [--llama-1b FILE.gguf]
+        [--bitnet-2b FILE.gguf] [--bitnet-2b-ik FILE.gguf]
 
-DIR holds llama-bench and llama-completion; PYTHON is an interpreter with openvino-genai; FILE.gguf has the shape of
-Llama-3.2-1B. A peer or a file that is not given is left out, with a word. In every round each program runs once, as a
-process of its own, so that a machine that slows down slows all; figures are medians of the rounds, ratios those of the
-medians. Prints a table; --json FILE also writes everything that was measured.
+DIR holds llama-bench and llama-completion; PYTHON is an interpreter with openvino-genai; the files have the shapes of
+Llama-3.2-1B (Q4_0) and of BitNet-b1.58-2B-4T (TQ2_0, and IQ2_BN for ik_llama.cpp). A peer or a file that is not given
+is left out, with a word. In every round each program runs once, as a process of its own, so that a machine that slows
+down slows all; figures are medians of the rounds, ratios those of the medians. Prints a table; --json FILE also writes
+everything that was measured.
 """
 
 from __future__ import annotations
@@ -197,7 +199,20 @@ def all_works(args: argparse.Namespace) -> Iterator[Work]:
     if one_b:
         yield Work("1B: decode 32", speed, ours(args.package_1b, "decode", 16, 32) | peers(one_b, 0, 32))
         yield Work("1B: prefill 256", speed, ours(args.package_1b, "prefill", 256, 1) | peers(one_b, 256, 0))
-    for name, package, gguf in (("", small, small_gguf), ("1B: ", args.package_1b, one_b)):
+    if args.bitnet_2b:
+        for name, kind, prompt, gen in (("decode 32", "decode", 0, 32), ("prefill 128", "prefill", 128, 0)):
+            programs = ours(args.package_2b, kind, prompt or 16, gen or 1)
+            if args.llama_cpp:
+                programs["llama.cpp"] = llama_bench(args.llama_cpp, args.bitnet_2b, prompt, gen)
+            if args.ik_llama_cpp and args.bitnet_2b_ik:
+                programs["ik_llama.cpp"] = llama_bench(args.ik_llama_cpp, args.bitnet_2b_ik, prompt, gen)
+            yield Work(f"BitNet 2B: {name}", speed, programs)
+    files = (
+        ("", small, small_gguf),
+        ("1B: ", args.package_1b, one_b),
+        ("BitNet 2B: ", args.package_2b, args.bitnet_2b),
+    )
+    for name, package, gguf in files:
         if package is None:
             continue
         rows = {"edgerun": rows_at_once(package, 4), "one row": rows_at_once(package, 1)}
@@ -264,6 +279,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ik-llama-cpp", type=Path, metavar="DIR", help="where ik_llama.cpp's llama-bench is")
     parser.add_argument("--openvino", type=Path, metavar="PYTHON", help="an interpreter with openvino-genai")
     parser.add_argument("--llama-1b", type=Path, metavar="FILE", help="a GGUF file in the shape of Llama-3.2-1B, Q4_0")
+    parser.add_argument("--bitnet-2b", type=Path, metavar="FILE", help="one in the shape of BitNet-b1.58-2B-4T, TQ2_0")
+    parser.add_argument("--bitnet-2b-ik", type=Path, metavar="FILE", help="the same in IQ2_BN, for ik_llama.cpp")
     parser.add_argument("--threads", default=None, metavar="N,…", help="default: 1 and one a core")
     parser.add_argument("--rounds", type=int, default=5, help="default 5; slow works take a third of them")
     parser.add_argument("--only", action="append", metavar="TEXT", help="works whose name contains it (repeatable)")
@@ -279,11 +296,12 @@ def main() -> None:
     for option, given in (("--llama-cpp", args.llama_cpp), ("--ik-llama-cpp", args.ik_llama_cpp)):
         if given and not (given / "llama-bench").exists():
             sys.exit(f"{option}: there is no llama-bench in {given}")
-    for option in ("llama_cpp", "ik_llama_cpp", "openvino", "llama_1b"):
+    for option in ("llama_cpp", "ik_llama_cpp", "openvino", "llama_1b", "bitnet_2b", "bitnet_2b_ik"):
         if getattr(args, option) is None:
             print(f"--{option.replace('_', '-')} is not given: left out", file=sys.stderr)
     args.gguf, args.package = fetch(CATALOGUE["smollm2"]), resolve("smollm2")
     args.package_1b = resolve(str(args.llama_1b)) if args.llama_1b else None
+    args.package_2b = resolve(str(args.bitnet_2b)) if args.bitnet_2b else None
     cores = os.cpu_count() or 1
     counts = [int(n) for n in args.threads.split(",")] if args.threads else sorted({1, cores})
     args.most_threads = max(counts)

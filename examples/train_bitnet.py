@@ -34,10 +34,9 @@ VOCAB = 1024
 CONTEXT = 512
 BATCH = 2
 EVALUATIONS = 10
-LEARNING_RATE = 3e-3
+TERNARY_LEARNING_RATE, OTHER_LEARNING_RATE = 2.4e-2, 1.2e-2
 WARM_UP = 0.03
 HELD_OUT = 0.05
-MIN_SCALE = 1e-5
 
 BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
 CHAT_TEMPLATE = (
@@ -109,14 +108,11 @@ def train_tokenizer(documents: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[BOS, EOS], initial_alphabet=alphabet, show_progress=False
-    )
+    options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[BOS, EOS], **options)
     tokenizer.train_from_iterator(documents, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
+    bos = (BOS, tokenizer.token_to_id(BOS))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[bos])
     return tokenizer
 
 
@@ -139,9 +135,7 @@ def new_model(tokenizer: Tokenizer) -> BitNetForCausalLM:
         num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
-        hidden_act="relu2",
         max_position_embeddings=CONTEXT,
-        rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
         bos_token_id=tokenizer.token_to_id(BOS),
         eos_token_id=tokenizer.token_to_id(EOS),
@@ -149,6 +143,8 @@ def new_model(tokenizer: Tokenizer) -> BitNetForCausalLM:
         architectures=["BitNetForCausalLM"],
     )
     model = BitNetForCausalLM(config)
+    # Larger than transformers' own: what token it is would drown in what the first layers add to it.
+    nn.init.normal_(model.model.embed_tokens.weight, std=config.hidden_size**-0.5)
     for name, module in list(model.model.named_modules()):
         if isinstance(module, nn.Linear):
             linear = AutoBitLinear(module.in_features, module.out_features, bias=False, online_quant=True)
@@ -159,19 +155,20 @@ def new_model(tokenizer: Tokenizer) -> BitNetForCausalLM:
 
 def train(model: BitNetForCausalLM, text: Tensor, held_out: Tensor, seconds: float) -> None:
     """Trains for a time rather than for a number of steps, so that it ends when it should on any machine."""
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    muon, adam = optimizers = new_optimizers(model)
     start = time.monotonic()
     step = evaluations = 0
     losses: list[float] = []
     while (progress := (time.monotonic() - start) / seconds) < 1:
-        optimizer.param_groups[0]["lr"] = learning_rate(progress)
-        starts = torch.randint(len(text) - CONTEXT, (BATCH, 1))
-        ids = text[starts + torch.arange(CONTEXT)]
+        muon.param_groups[0]["lr"] = TERNARY_LEARNING_RATE * schedule(progress)
+        adam.param_groups[0]["lr"] = OTHER_LEARNING_RATE * schedule(progress)
+        ids = text[torch.randint(len(text) - CONTEXT, (BATCH, 1)) + torch.arange(CONTEXT)]
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         step += 1
         losses.append(loss.item())
         if progress * EVALUATIONS >= evaluations + 1:
@@ -182,18 +179,25 @@ def train(model: BitNetForCausalLM, text: Tensor, held_out: Tensor, seconds: flo
             losses.clear()
 
 
-def learning_rate(progress: float) -> float:
+def new_optimizers(model: BitNetForCausalLM) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the ternary weights, which learn from far fewer tokens with it, and Adam for all others."""
+    ternary = [parameter for name, parameter in model.named_parameters() if name.endswith("_proj.weight")]
+    others = [parameter for name, parameter in model.named_parameters() if not name.endswith("_proj.weight")]
+    muon = torch.optim.Muon(ternary, weight_decay=0.05, ns_steps=3, adjust_lr_fn="match_rms_adamw")
+    return muon, torch.optim.Adam(others, betas=(0.9, 0.95), fused=True)
+
+
+def schedule(progress: float) -> float:
     """A linear warm-up, then half a cosine down to nothing."""
     if progress < WARM_UP:
-        return LEARNING_RATE * progress / WARM_UP
-    return LEARNING_RATE * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
+        return progress / WARM_UP
+    return (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
 
 
 @torch.inference_mode()
 def evaluate(model: BitNetForCausalLM, ids: Tensor) -> float:
     windows = ids[: len(ids) // CONTEXT * CONTEXT].view(-1, 1, CONTEXT)
-    losses = [model(input_ids=window, labels=window, use_cache=False).loss.item() for window in windows]
-    return sum(losses) / len(losses)
+    return sum(model(input_ids=ids, labels=ids, use_cache=False).loss.item() for ids in windows) / len(windows)
 
 
 @torch.no_grad()
@@ -219,7 +223,7 @@ def packed_weights(model: BitNetForCausalLM) -> dict[str, Tensor]:
         if isinstance(module, AutoBitLinear):
             name = f"{module_name}.weight"
             weight = weights[name].float()  # what the ternary weights are is decided in float32, as in WeightQuant
-            scale = 1.0 / weight.abs().mean().clamp(min=MIN_SCALE)
+            scale = 1.0 / weight.abs().mean().clamp(min=1e-5)
             weights[name] = pack_weights((weight * scale).round().clamp(-1, 1))
             weights[f"{name}_scale"] = (1.0 / scale).bfloat16().view(1)
     return weights
@@ -230,24 +234,14 @@ def save(folder: Path, model: BitNetForCausalLM, tokenizer: Tokenizer, weights: 
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config
     config.dtype = "bfloat16"
-    config.quantization_config = {
-        "quant_method": "bitnet",
-        "linear_class": "autobitlinear",
-        "quantization_mode": mode,
-        "modules_to_not_convert": None,
-    }
+    quantization = {"quant_method": "bitnet", "linear_class": "autobitlinear", "modules_to_not_convert": None}
+    config.quantization_config = {**quantization, "quantization_mode": mode}
     config.save_pretrained(folder)
-    tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    GenerationConfig(**tokens, do_sample=True, temperature=0.6, top_p=0.9).save_pretrained(folder)
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    GenerationConfig(**ids, do_sample=True, temperature=0.6, top_p=0.9).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "model_max_length": CONTEXT,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
-    }
+    tokens = {"bos_token": BOS, "eos_token": EOS, "chat_template": CHAT_TEMPLATE, "model_max_length": CONTEXT}
+    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
 
 

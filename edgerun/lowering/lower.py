@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Compute = Literal["mixed", "int16", "int8", "float32"]
 CacheType = Literal["f16", "q8", "f32"]
 
-THRESHOLDS = {"mixed": (8.0, 0.0), "int16": (0.0, 0.0), "int8": (np.inf, np.inf)}
+THRESHOLDS = {"mixed": (8.0, 4.0), "int16": (0.0, 0.0), "int8": (np.inf, np.inf)}
 """Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8; the second
 number is for the output head, which has few rows at prefill and whose errors nothing evens out."""
 ALWAYS, SEVERAL_ROWS = 1, 2

@@ -66,14 +66,14 @@ FINGERPRINTS = {
     "EmbedQ4": "7aecf23baa0768a00ab834bf90d2e666",
     "EmbedQ4M": "7351b77040a19264ddfd818fffb51bef",
     "EmbedQ8": "22e38e0e5fff6d23b9a6f489524c82dc",
-    "EmbedQ6K": "a609c990301f4610a1ca1cf9025c791f",
+    "EmbedQ6K": "adc877c3f7d1532f9c6dab3e674f2ecd",
     "EmbedF32": "7a8f2c95a50604a086859bc50c73dd12",
     "LinearQ4": "c2a77fd422c55635b0ba7ac0b9b0ca72",
     "LinearQ4M": "1b8c2292d746c02a5f4226663f2c49cc",
     "LinearQ8": "b6cd2552cd55c9a673903148213f07ce",
     "LinearQ6K": "1bd47e3566a11edf4a8c220eb88cb9f0",
     "LinearF32": "d8c67b5e22e18fe700cbf7159956f20c",
-    "BitLinear": "d85a4c947b639cc13e5a85524e99cca8",
+    "BitLinear": "de80fb81d70759cb2a319e129953ff04",
     "RotaryCosSin": "d9dd59db631c4a0acfeba04b0baa3465",
     "CausalMask": "b51337256d82ba2224dc56d99a80ce25",
     "Attention": "25be848dc19ec7013fa8ee873f95eac9",
@@ -320,9 +320,13 @@ _LINEAR_Q6K = f"""{_six_bit_lines("q", 2)}{_nibbles("lows", 3)}{_pairs("highs", 
 """
 
 _EMBED_Q6K = f"""
+    first = Constant <value_ints = [0]> ()
     table_r = Transpose <perm = [0, 3, 1, 2, 4]> (q)
     table_p = Flatten <axis = 2> (table_r)
-    taken = Gather <axis = 0> (table_p, input_ids)
+    n = Constant <value_int: int = @N> ()
+    n1 = Unsqueeze(n, first)
+    table = Slice(table_p, first, n1, first)
+    taken = Gather <axis = 0> (table, input_ids)
     chunk_shape = Constant <value_ints = [0, 0, -1, 6, 4]> ()
     chunks = Reshape(taken, chunk_shape){_six_bit_lines("chunks", 3)}{_nibbles("lows", 4)}{_pairs("highs", 4)}
     half_shape = Constant <value_ints = [0, 0, -1, 2, 16]> ()
@@ -362,8 +366,8 @@ _EMBED_Q6K = f"""
     x = Slice(padded, line_0, k1, last)
 """
 
-# int8 by numbers that count from 1, summed in 32 bits: the arithmetic that BitNet models are trained in. The input's
-# shape is stated because onnxruntime takes a wrong one from its attention, behind which these layers stand.
+# int8 by numbers that count from 1, summed in 32 bits: the arithmetic that BitNet models are trained in. Scales come
+# one after the other: onnxruntime fuses their product with a following bias in the wrong order.
 _BIT_LINEAR = f"""{_pairs("q", 3)}
     columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (pairs)
     column_shape = Constant <value_ints = [-1]> ()
@@ -378,23 +382,20 @@ _BIT_LINEAR = f"""{_pairs("q", 3)}
     zero_i = Constant <value_int = 0> ()
     zero = Cast <to = 3> (zero_i)
     last = Constant <value_ints = [-1]> ()
-    leading = Constant <value_ints = [0, 0]> ()
-    input_shape = Concat <axis = 0> (leading, k1)
-    input = Reshape(x, input_shape)
-    magnitudes = Abs(input)
+    magnitudes = Abs(x)
     measured = ReduceMax <keepdims = 1> (magnitudes, last)
     least = Constant <value_float = 1e-5> ()
     largest = Max(measured, least)
     most = Constant <value_float = 127.0> ()
     inverse = Div(most, largest)
-    scaled = Mul(input, inverse)
+    scaled = Mul(x, inverse)
     rounded = Round(scaled)
     integers = Cast <to = 3> (rounded)
     sums = MatMulInteger(integers, trits, zero, one)
     numbers = Cast <to = 1> (sums)
     step = Div(largest, most)
-    scale = Mul(d, step)
-    y = Mul(numbers, scale)
+    by_d = Mul(numbers, d)
+    y = Mul(by_d, step)
 """
 
 _EMBED_F32 = """

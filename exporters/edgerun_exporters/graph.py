@@ -18,6 +18,7 @@ class _Builder:
         self.description, self.format_of = description, format_of
         self.weights = Weights()
         self.nodes: list[NodeProto] = []
+        self.shapes: list[ValueInfoProto] = []
         self.packed: dict[str, tuple[str, list[str]]] = {}
 
     def matrix(self, matrix: Matrix) -> tuple[str, list[str]]:
@@ -60,6 +61,9 @@ class _Builder:
         norm_weight = self.weights.add_vector(f"{at}.input_norm.weight", layer.input_norm)
         h = self.norm(x, f"{at}.input_norm", norm_weight)
         q, k, v = (project(h, "attention", role) for role in ("q_proj", "k_proj", "v_proj"))
+        # onnxruntime takes a shape of v that it does not know yet for 0, and then refuses what stands behind attention.
+        kv = self.description.n_kv_heads * self.description.head_dim
+        self.shapes.append(_value(v, TensorProto.FLOAT, ["batch", "sequence", kv]))
         a = self.node(
             "Attention",
             f"{at}.attention",
@@ -107,7 +111,14 @@ def build(description: Description, format_of: Callable[[Matrix], str], producer
             outputs.append(_value(f"present.{i}.{part}", TensorProto.FLOAT, shape))
     used = {node.op_type for node in b.nodes if node.domain == operators.DOMAIN}
     model = helper.make_model(
-        helper.make_graph(b.nodes, d.family, inputs, outputs, [p.proto() for p in b.weights.places.values()]),
+        helper.make_graph(
+            b.nodes,
+            d.family,
+            inputs,
+            outputs,
+            [place.proto() for place in b.weights.places.values()],
+            value_info=b.shapes,
+        ),
         functions=operators.functions(used),
         opset_imports=[
             helper.make_opsetid("", operators.OPSET),

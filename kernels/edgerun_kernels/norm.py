@@ -240,10 +240,11 @@ def quantize_rows(op, run, tid, n_threads):
     x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
     x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
     n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
-    if rows == 1:
-        quantize_row(x0, n_groups, y0 + TILE_HEADER, GROUP, y0)
-        return
     first, last = tile_share(rows, tid, n_threads)
+    if rows == 1:
+        if field(run, Run.N_ROWS) == 1 or first < last:
+            quantize_row(x0, n_groups, y0 + TILE_HEADER, GROUP, y0)
+        return
     for tile in range(first, last):
         y = y0 + tile * y_stride
         for r in range(TILE_ROWS):

@@ -168,8 +168,8 @@ def activation_bytes(k: int, rows: int) -> int:
 
 def row_activation_bytes(k: int, rows: int) -> int:
     """Bytes of a tile of rows with one scale each: the header holds the rows' int32 offsets (minus the sum of the
-    integers) and, at ROW_SCALES, their float32 scales; then per group of 32 columns each row's 32 int8."""
-    return TILE_HEADER + -(-k // GROUP) * GROUP * rows
+    integers) and, at ROW_SCALES, their float32 scales; then per group of 32 columns each row's 32 int8; whole lines."""
+    return -(-(TILE_HEADER + -(-k // GROUP) * GROUP * rows) // 64) * 64
 
 
 def kv_head_bytes(cache: str, head_dim: int) -> int:

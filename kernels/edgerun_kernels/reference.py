@@ -309,7 +309,7 @@ def linear_q6k(x: Quantised, q: Array, s: Array, d: Array) -> F32:
 def linear_ternary(x: QuantisedRows, q: Array, d: Array) -> F32:
     """float32 [rows, 16 Nb]: dot(trits, x), exact in integers, times (d * scale), bit for bit as the kernel does it."""
     dots = x.ints.astype(np.int64) @ ternary_rows(q).T
-    return _rounded(dots.astype(np.float32) * (d * x.scales[:, None]))
+    return _rounded(dots.astype(np.float32) * (d * x.scales[:, None]) + np.float32(0))
 
 
 def linear(x: F32, w: F32) -> F32:

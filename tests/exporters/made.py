@@ -161,7 +161,7 @@ def load_dequantised(model: Any, package: Path) -> None:
         if found is None:
             continue
         signed = "q" in found and arrays[ours + ".q"].dtype == np.int8
-        fmt = "f32" if "w" in found else "q4m" if "m" in found else "q8" if signed else "q4"
+        fmt = "f32" if "w" in found else "q4m" if "m" in found else "q6k" if "s" in found else "q8" if signed else "q4"
         tensors = {s: arrays[f"{ours}.{s}"] for s in found}
         n, k = state[theirs].shape
         state[theirs].copy_(torch.from_numpy(layout.dequantise(fmt, tensors, n, k)))

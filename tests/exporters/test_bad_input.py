@@ -122,7 +122,10 @@ def gguf_with(path: Path, architecture: str = "llama", **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "qwen2"}, "architecture 'qwen2' is not supported (supported: llama, mistral)"),
+        (
+            {"architecture": "qwen2"},
+            "architecture 'qwen2' is not supported (supported: bitnet, bitnet-25, bitnet-b1.58, llama, mistral)",
+        ),
         ({"rope__scaling__type": "yarn"}, "rope.scaling.type 'yarn' is not supported"),
         ({"rope__dimension_count": 8}, "partial rotary"),
         ({"expert_count": 8}, "mixtures of experts"),

@@ -49,7 +49,27 @@ def test_search_beats_plain_rounding() -> None:
     assert np.square(ours - rows).mean() < 0.85 * np.square(plain - rows).mean()
 
 
-@pytest.mark.parametrize("kind", ["q8", "q4m"])
+@settings(max_examples=60, deadline=None)
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=300), elements=FLOATS))
+def test_q6k_is_within_a_step(rows: np.ndarray) -> None:
+    """Half a step of rounding; the step itself, an int8 multiple of d, may be d / 2 too small at the greatest value, 32
+    steps away, or too large; and d is a float16, so that rows below 1e-4 are lost."""
+    blocks = quantise("q6k", rows)
+    columns = rows.shape[1]
+    assert blocks.codes.dtype == np.uint8 and blocks.codes.shape == rows.shape and blocks.codes.max(initial=0) <= 63
+    assert blocks.s is not None and blocks.s.shape == (len(rows), 2 * -(-columns // 32))
+    d = np.repeat(blocks.d.astype(np.float32), 256, axis=1)[:, :columns]
+    step = np.abs(np.repeat(blocks.s.astype(np.float32), 16, axis=1)[:, :columns]) * d
+    assert (np.abs(blocks.dequantise() - rows) <= 1.01 * step + 17 * d + np.abs(rows) * 2**-9 + 3e-4).all()
+
+
+def test_q6k_is_about_as_good_as_its_bits() -> None:
+    rows = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
+    error = np.square(quantise("q6k", rows).dequantise() - rows).mean()
+    assert error < 0.0007  # a 5-bit grid over the same range would have 0.002
+
+
+@pytest.mark.parametrize("kind", ["q8", "q6k", "q4m"])
 def test_constant_rows_and_extremes(kind: str) -> None:
     rows = np.zeros((4, 40), np.float32)
     rows[1], rows[2], rows[3] = 0.25, 1e9, 1e-9
@@ -72,7 +92,7 @@ def test_values_on_the_grid_stay() -> None:
         ("Q4_1", 5.0, "q4m", "q4m"),
         ("Q8_0", 8.5, "q8", "q4m"),
         ("Q5_1", 6.0, "q4m", "q4m"),
-        ("Q6_K", 6.56, "q8", "q4m"),
+        ("Q6_K", 6.56, "q6k", "q4m"),
         ("BF16", 16.0, "q8", "q4m"),
     ],
 )
@@ -82,11 +102,15 @@ def test_choice_of_format(stored: str, bits: float, auto: str, q4: str) -> None:
     assert choose_format(info, linear=True, quant="q4") == q4
     assert choose_format(info, linear=True, quant="q8") == "q8"
     assert choose_format(info, linear=False, quant="f32") == "f32"
-    assert choose_format(info, linear=False, quant="q4") == (q4 if stored in ("Q4_0", "Q4_1") else "q8")
+    assert choose_format(info, linear=True, quant="q6") == "q6k"
+    head = {"Q4_0": "q4", "Q4_1": "q4m", "Q6_K": "q6k"}.get(stored, "q8")
+    assert choose_format(info, linear=False, quant="q4") == head
+    # Beside ternary layers what has no small format of its own gets 6 bits.
+    assert choose_format(info, linear=False, quant="auto", ternary=True) == ("q6k" if stored == "BF16" else auto)
 
 
 def test_unknown_choice(tmp_path: Path) -> None:
     from edgerun_exporters import export
 
-    with pytest.raises(OptionError, match=r"'q5'.*auto, q4, q8, f32"):
+    with pytest.raises(OptionError, match=r"'q5'.*auto, q4, q6, q8, f32"):
         export(tmp_path, tmp_path / "out", quant="q5")

@@ -17,7 +17,17 @@ from edgerun_kernels.load import Kernels
 from .elf import blocks, emitted, target
 from .harness import EPS, ISAS, THREADS, examples, floats, same_bits, within
 from .test_attention import Case, attend, wanted
-from .weights import ACTIVATIONS, QUANTISED, SHAPES, WEIGHTS, matrix, quantised_linear, run_quantised, second_terms, trits
+from .weights import (
+    ACTIVATIONS,
+    QUANTISED,
+    SHAPES,
+    WEIGHTS,
+    matrix,
+    quantised_linear,
+    run_quantised,
+    second_terms,
+    trits,
+)
 
 pytestmark = pytest.mark.skipif("avx512_vnni" not in ISAS, reason="needs a processor with AVX-512 VNNI")
 HERE = replace(target("avx512_vnni"), name="avx_vnni")

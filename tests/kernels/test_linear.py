@@ -101,7 +101,7 @@ def test_integers_are_exact(isa: str, fmt: str, n: int, rows: int, groups: int, 
     seed=st.integers(0, 2**31),
 )
 def test_factors_of_any_size_are_exact(isa: str, kind: str, shape: tuple[int, int, int], seed: int) -> None:
-    """q6k's largest integers, 32 times 127 times 32 times 128, lie below 2**24: scales of one leave nothing to round."""
+    """q6k's largest integers, 32 * 127 * 32 * 128, lie below 2**24: scales of one leave nothing to round."""
     rows, n, k = shape
     rng = np.random.default_rng(seed)
     weights = matrix("q6k", kind, n, k, rng)

@@ -69,7 +69,8 @@ def test_rms_norm(isa: str, shape: tuple[int, int], pattern: str, seed: int) -> 
 def quantised(isa: str, x: Array, threshold: float | None, n_threads: int = 1, n_out: int | None = None) -> Array:
     """The kernel on x [rows, k], or its first ``n_out`` rows: tiles [tiles, bytes]; of one row, each thread's own.
     Without a threshold, quantize_rows."""
-    name, tile_bytes = ("quantize", activation_bytes) if threshold is not None else ("quantize_rows", row_activation_bytes)
+    plain = threshold is None
+    name, tile_bytes = ("quantize_rows", row_activation_bytes) if plain else ("quantize", activation_bytes)
     rows, k = n_out or len(x), x.shape[1]
     tile = 1 if rows == 1 else TILE_ROWS
     alone = len(x) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,16 +13,26 @@ from numpy.typing import NDArray
 
 from edgerun.package import layout
 
-SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 140))
+SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 140) | st.integers(250, 530))
 
 
-def random_matrix(fmt: str, n: int, k: int, seed: int) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
+def random_matrix(fmt: str, n: int, k: int, seed: int) -> layout.Unpacked:
+    """What `pack` takes."""
     rng = np.random.default_rng(seed)
     if fmt == "f32":
-        return rng.standard_normal((n, k)).astype(np.float32), None, None
-    low, high, dtype = (-128, 128, np.int8) if fmt == "q8" else (0, 16, np.uint8)
-    d, m = rng.standard_normal((2, n, -(-k // layout.GROUP))).astype(np.float16)
-    return rng.integers(low, high, (n, k)).astype(dtype), d, m if fmt == "q4m" else None
+        return layout.Unpacked(rng.standard_normal((n, k)).astype(np.float32))
+    low, high, dtype = {
+        "q8": (-128, 128, np.int8),
+        "q6k": (0, 64, np.uint8),
+        "ternary": (0, 3, np.uint8),
+    }.get(fmt, (0, 16, np.uint8))
+    values = rng.integers(low, high, (n, k)).astype(dtype)
+    if fmt == "ternary":
+        return layout.Unpacked(values, rng.standard_normal(1).astype(np.float32))
+    groups = -(-k // layout.GROUP)
+    d, m = rng.standard_normal((2, n, -(-groups // 8) if fmt == "q6k" else groups)).astype(np.float16)
+    s = rng.integers(-128, 128, (n, 2 * groups)).astype(np.int8)
+    return layout.Unpacked(values, d, m if fmt == "q4m" else None, s if fmt == "q6k" else None)
 
 
 def stated_value(fmt: str, tensors: dict[str, NDArray[Any]], row: int, column: int) -> np.float32:
@@ -30,6 +41,14 @@ def stated_value(fmt: str, tensors: dict[str, NDArray[Any]], row: int, column: i
     if fmt == "f32":
         return np.float32(tensors["w"][block, column, r])
     g, within = divmod(column, 32)
+    if fmt == "ternary":
+        byte = int(tensors["q"][block, g, within // 16, r, within % 4])
+        return (np.float32(byte >> 2 * (within % 16 // 4) & 3) - np.float32(1)) * tensors["d"][0]
+    if fmt == "q6k":
+        low = int(tensors["q"][block, g, within // 8, r, within % 4]) >> 4 * (within % 8 // 4) & 15
+        high = int(tensors["q"][block, g, 4 + within // 16, r, within % 4]) >> 2 * (within % 16 // 4) & 3
+        number = (low + 16 * high - 32) * int(tensors["s"][block, g, within // 16, r])
+        return np.float32(number) * np.float32(tensors["d"][block, column // 256, r])
     d = np.float32(tensors["d"][block, g, r])
     if fmt == "q8":
         return np.float32(tensors["q"][block, g, within // 4, r, within % 4]) * d
@@ -45,11 +64,11 @@ def stated_value(fmt: str, tensors: dict[str, NDArray[Any]], row: int, column: i
 @given(shape=SHAPES, seed=st.integers(0, 2**32 - 1))
 def test_round_trip(fmt: str, shape: tuple[int, int], seed: int) -> None:
     n, k = shape
-    values, d, m = random_matrix(fmt, n, k, seed)
-    tensors = layout.pack(fmt, values, d, m)
+    matrix = random_matrix(fmt, n, k, seed)
+    tensors = layout.pack(fmt, *matrix)
     assert {s: (t.dtype, t.shape) for s, t in tensors.items()} == layout.parts(fmt, n, k)
     back = layout.unpack(fmt, tensors, n, k)
-    for was, now in zip((values, d, m), back, strict=True):
+    for was, now in zip(matrix, back, strict=True):
         assert (was is None) == (now is None)
         if was is not None and now is not None:
             assert was.dtype == now.dtype
@@ -64,26 +83,44 @@ def test_round_trip(fmt: str, shape: tuple[int, int], seed: int) -> None:
 @pytest.mark.parametrize("fmt", layout.FORMATS)
 def test_padding_is_worth_nothing(fmt: str) -> None:
     n, k = 17, 33
-    values, d, m = random_matrix(fmt, n, k, 1)
-    whole = layout.dequantise(fmt, layout.pack(fmt, values, d, m), 32, k)
+    tensors = layout.pack(fmt, *random_matrix(fmt, n, k, 1))
+    whole = layout.dequantise(fmt, tensors, 32, k)
     assert not whole[n:].any()
     if fmt != "q4m":
         # a padding column of q4m inside a real group is worth the group's minimum: kernels see zero activations there
         wide = 64 if fmt != "f32" else k
-        assert not layout.dequantise(fmt, layout.pack(fmt, values, d, m), n, wide)[:, k:].any()
+        assert not layout.dequantise(fmt, tensors, n, wide)[:, k:].any()
 
 
 @pytest.mark.parametrize("fmt", layout.FORMATS)
 def test_many_row_chunks_equal_one(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    values, d, m = random_matrix(fmt, 83, 70, 3)
-    whole = layout.pack(fmt, values, d, m)
-    dense = layout.dequantise(fmt, whole, 83, 70)
+    matrix = random_matrix(fmt, 83, 300, 3)
+    whole = layout.pack(fmt, *matrix)
+    dense = layout.dequantise(fmt, whole, 83, 300)
     monkeypatch.setattr(layout, "_CHUNK_ELEMENTS", 1)
-    chunked = layout.pack(fmt, values, d, m)
+    chunked = layout.pack(fmt, *matrix)
     for suffix, tensor in whole.items():
         np.testing.assert_array_equal(tensor, chunked[suffix])
-    np.testing.assert_array_equal(dense, layout.dequantise(fmt, whole, 83, 70))
-    np.testing.assert_array_equal(values, layout.unpack(fmt, whole, 83, 70).values)
+    np.testing.assert_array_equal(dense, layout.dequantise(fmt, whole, 83, 300))
+    for was, now in zip(matrix, layout.unpack(fmt, whole, 83, 300), strict=True):
+        np.testing.assert_array_equal(was, now)
+
+
+def test_a_block_of_six_bits_is_ggufs() -> None:
+    """Any bytes of 256 weights as GGUF stores them, 128 low halves, 64 high ones, 16 factors and a scale, are worth
+    what GGUF's own table says, taken apart by its formulae."""
+    rng = np.random.default_rng(5)
+    low, high = rng.integers(0, 256, (2, 64), np.uint8), rng.integers(0, 256, (2, 32), np.uint8)
+    s, d = rng.integers(-128, 128, (1, 16)).astype(np.int8), np.array([[0.37]], np.float16)
+    codes = np.empty((1, 256), np.uint8)
+    for half in range(2):
+        for i in range(128):
+            nibble = low[half, i % 64] >> (4 if i >= 64 else 0) & 15
+            codes[0, 128 * half + i] = nibble | (high[half, i % 32] >> 2 * (i // 32) & 3) << 4
+    raw = low.tobytes() + high.tobytes() + s.tobytes() + d.tobytes()
+    wanted = gguf.dequantize(np.frombuffer(raw, np.uint8)[None], gguf.GGMLQuantizationType.Q6_K)
+    tensors = layout.pack("q6k", codes, d, s=s)
+    np.testing.assert_allclose(layout.dequantise("q6k", tensors, 1, 256), wanted, rtol=2e-7)
 
 
 def test_bad_arguments() -> None:
@@ -98,7 +135,22 @@ def test_bad_arguments() -> None:
         layout.pack("q4", nibbles, d.T)
     with pytest.raises(ValueError, match="needs int8 values"):
         layout.pack("q8", nibbles, d)
-    with pytest.raises(ValueError, match=r"nibbles 0\.\.15, got 16"):
+    with pytest.raises(ValueError, match=r"q4 needs codes 0\.\.15, got 16"):
         layout.pack("q4", nibbles + np.uint8(16), d)
     with pytest.raises(ValueError, match="expected"):
         layout.unpack("q4", layout.pack("q4", nibbles, d), 17, 32)
+    s, scale = np.zeros((4, 2), np.int8), np.ones(1, np.float32)
+    with pytest.raises(ValueError, match="q6k needs s"):
+        layout.pack("q6k", nibbles, d)
+    with pytest.raises(ValueError, match="q4 has no s"):
+        layout.pack("q4", nibbles, d, s=s)
+    with pytest.raises(ValueError, match=r"s has shape \(4, 1\), expected \(4, 2\)"):
+        layout.pack("q6k", nibbles, d, s=s[:, :1])
+    with pytest.raises(ValueError, match=r"q6k needs codes 0\.\.63, got 64"):
+        layout.pack("q6k", nibbles + np.uint8(64), d, s=s)
+    with pytest.raises(ValueError, match="ternary has no m"):
+        layout.pack("ternary", nibbles, scale, d)
+    with pytest.raises(ValueError, match=r"d has shape \(4, 1\), expected \(1,\)"):
+        layout.pack("ternary", nibbles, d)
+    with pytest.raises(ValueError, match=r"ternary needs codes 0\.\.2, got 3"):
+        layout.pack("ternary", nibbles + np.uint8(3), scale)

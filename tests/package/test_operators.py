@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edgerun.package import layout, operators
+from edgerun_kernels import reference
 
 Array = NDArray[Any]
-ODD_SHAPES = [(16, 32), (5, 7), (33, 70), (48, 96), (1, 1), (31, 64)]
+ODD_SHAPES = [(16, 32), (5, 7), (33, 70), (48, 96), (1, 1), (31, 64), (17, 300), (20, 520)]
+EMBEDDED = [fmt for fmt in layout.FORMATS if fmt != "ternary"]
 
 _RANK = {"mask": 4, "present_key": 4, "present_value": 4}
 
@@ -55,6 +57,13 @@ def stored_matrix(fmt: str, n: int, k: int, rng: np.random.Generator) -> tuple[d
     if fmt == "f32":
         dense = rng.standard_normal((n, k)).astype(np.float32)
         return layout.pack("f32", dense), dense
+    if fmt == "q6k":
+        codes, groups = rng.integers(0, 64, (n, k)).astype(np.uint8), -(-k // 32)
+        s = rng.integers(-128, 128, (n, 2 * groups)).astype(np.int8)
+        d = (rng.standard_normal((n, -(-groups // 8))) * 1e-3).astype(np.float16)
+        integers = (codes.astype(np.int32) - 32) * np.repeat(s.astype(np.int32), 16, axis=1)[:, :k]
+        scale = np.repeat(d.astype(np.float32), 256, axis=1)[:, :k]
+        return layout.pack("q6k", codes, d, s=s), integers.astype(np.float32) * scale
     low, high, dtype = (-128, 128, np.int8) if fmt == "q8" else (0, 16, np.uint8)
     values = rng.integers(low, high, (n, k)).astype(dtype)
     d, m = (rng.standard_normal((2, n, -(-k // 32))) * 0.1).astype(np.float16)
@@ -66,7 +75,7 @@ def stored_matrix(fmt: str, n: int, k: int, rng: np.random.Generator) -> tuple[d
     return layout.pack(fmt, values, d, m), numbers * wide + minima
 
 
-@pytest.mark.parametrize("fmt", layout.FORMATS)
+@pytest.mark.parametrize("fmt", EMBEDDED)
 @pytest.mark.parametrize(("n", "k"), ODD_SHAPES)
 def test_linear(fmt: str, n: int, k: int) -> None:
     rng = np.random.default_rng(n * k)
@@ -79,7 +88,46 @@ def test_linear(fmt: str, n: int, k: int) -> None:
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("fmt", layout.FORMATS)
+@pytest.mark.parametrize("pattern", ["normal", "outliers", "ties", "zeros", "tiny", "huge"])
+@pytest.mark.parametrize(("n", "k"), ODD_SHAPES)
+def test_bit_linear(n: int, k: int, pattern: str) -> None:
+    """Within 2 ulp: the integers are the same, and onnxruntime may multiply them by one scale after the other."""
+    rng = np.random.default_rng(n * k)
+    codes = rng.integers(0, 3, (n, k)).astype(np.uint8)
+    tensors = layout.pack("ternary", codes, np.array([0.37], np.float32))
+    dense = layout.dequantise("ternary", tensors, n, k)
+    np.testing.assert_array_equal(dense, (codes.astype(np.float32) - 1) * np.float32(0.37))
+    x = rng.standard_normal((2, 3, k)).astype(np.float32)
+    if pattern == "outliers":
+        x[rng.random(x.shape) < 0.03] *= 40
+    if pattern == "ties":
+        x = rng.integers(-253, 254, x.shape).astype(np.float32) / 2
+        x[..., 0] = 127
+    x = x * np.float32({"zeros": 0, "tiny": 1e-7, "huge": 1e30}.get(pattern, 1))
+    (y,) = run("BitLinear", {"x": x}, tensors, N=n, K=k)
+    assert y.shape == (2, 3, n)
+    rows = reference.quantize_rows(x.reshape(6, k))
+    wanted = reference.linear_ternary(rows, tensors["q"], tensors["d"])[:, :n]
+    np.testing.assert_array_max_ulp(y.reshape(6, n), wanted, 2)
+
+
+def test_the_largest_sums_of_a_bit_linear() -> None:
+    """Every weight and every activation as large as can be, in the width of the largest published model's MLP."""
+    x, n, k = np.ones((1, 2, 6912), np.float32), 17, 6912
+    x[0, 1] = -1
+    for code in (0, 2):
+        tensors = layout.pack("ternary", np.full((n, k), code, np.uint8), np.ones(1, np.float32))
+        (y,) = run("BitLinear", {"x": x}, tensors, N=n, K=k)
+        np.testing.assert_allclose(y, x[..., :n] * (code - 1) * k, rtol=3e-7)
+
+
+def test_nothing_embeds_with_ternary_weights() -> None:
+    assert [operators.OPERATORS[name].weights for name in operators.EMBEDS] == EMBEDDED
+    with pytest.raises(KeyError):
+        operators.embed_operator("ternary")
+
+
+@pytest.mark.parametrize("fmt", EMBEDDED)
 @pytest.mark.parametrize(("n", "k"), ODD_SHAPES)
 def test_embed(fmt: str, n: int, k: int) -> None:
     rng = np.random.default_rng(n + k)
@@ -90,7 +138,7 @@ def test_embed(fmt: str, n: int, k: int) -> None:
     np.testing.assert_array_equal(x, dense[ids])
 
 
-@pytest.mark.parametrize("fmt", layout.FORMATS)
+@pytest.mark.parametrize("fmt", EMBEDDED)
 def test_embed_refuses_an_id_beyond_the_vocabulary(fmt: str) -> None:
     tensors, _ = stored_matrix(fmt, 17, 32, np.random.default_rng(0))
     with pytest.raises(Exception, match="indices element out of data bounds"):
@@ -169,6 +217,14 @@ def test_swiglu() -> None:
     (y,) = run("SwiGLU", {"gate": gate, "up": up})
     exact = gate.astype(np.float64)
     np.testing.assert_allclose(y, exact / (1 + np.exp(-exact)) * up, rtol=1e-6, atol=1e-30)
+
+
+def test_squared_relu() -> None:
+    gate = np.array([[[-200.0, -1, 0, 1, 200, 3.5, 0.1]]], np.float32)
+    up = np.array([[[1.0, 2, 3, -4, 5, 0, 0.3]]], np.float32)
+    (y,) = run("SquaredReLU", {"gate": gate, "up": up})
+    np.testing.assert_array_equal(y, reference.squared_relu(gate, up))
+    np.testing.assert_array_equal(y[0, 0, :6], [0, 0, 0, -4, 200_000, 0])
 
 
 def test_functions_follow_the_signatures() -> None:

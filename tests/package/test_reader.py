@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,10 @@ VARIATIONS = {
     "float32": Shape(linear="f32", embedding="f32"),
     "symmetric": Shape(linear="q4", embedding="q4"),
     "8 bits, multi-query": Shape(linear="q8", embedding="q4m", n_kv_heads=1),
+    "6 bits": Shape(linear="q6k", embedding="q6k", hidden_size=300),
+    "ternary": tiny.BITNET,
+    "ternary, separate head, biases": replace(tiny.BITNET, tied=False, embedding="q8", biases=True),
+    "sub-norms, squared ReLU, biases": Shape(sub_norms=True, gate="SquaredReLU", biases=True),
     "large tensors": Shape(n_layers=1, vocab_size=4099, n_heads=2),
 }
 

@@ -315,6 +315,13 @@ def test_a_bias_is_checked_too(tmp_path: Path) -> None:
     assert "tensor 'layers.0.mlp.down_proj.bias' has nan" in refused(tiny.make(tmp_path, Shape(biases=True), change))
 
 
+@pytest.mark.parametrize(("value", "shown"), [(0, "0.0"), (-0.5, "-0.5"), (np.nan, "nan"), (np.inf, "inf")])
+def test_the_scale_of_ternary_weights_is_finite_and_positive(tmp_path: Path, value: float, shown: str) -> None:
+    name = "layers.1.mlp.down_proj.weight.d"
+    found = refused(tiny.make(tmp_path, tiny.BITNET, lambda p: set_value(p, name, 0, value)))
+    assert found == f"model.onnx: tensor '{name}' has {shown} at index 0, expected finite and positive numbers{AGAIN}"
+
+
 # --- nodes, interface, functions --------------------------------------------------------------------------------------
 
 
@@ -343,9 +350,17 @@ def function(parts: Parts, name: str) -> onnx.FunctionProto:
 
 GRAPH: list[tuple[Change, str]] = [
     (lambda p: setattr(p.node("output"), "op_type", "Gemm"),
-     "node 'output' is 'edgerun.Gemm', expected edgerun.Linear*"),
+     "node 'output' is 'edgerun.Gemm', expected edgerun.Linear* or BitLinear"),
     (lambda p: setattr(p.node("embedding"), "op_type", "LinearQ8"),
      "node 'embedding' is 'edgerun.LinearQ8', expected edgerun.Embed*"),
+    (lambda p: setattr(p.node("layers.1.mlp.swiglu"), "op_type", "GeGLU"),
+     "node 'layers.1.mlp.swiglu' is 'edgerun.GeGLU', expected edgerun.SwiGLU or SquaredReLU"),
+    (lambda p: setattr(p.node("layers.1.mlp.swiglu"), "domain", ""),
+     "node 'layers.1.mlp.swiglu' is 'SwiGLU', expected edgerun.SwiGLU or SquaredReLU"),
+    (lambda p: setattr(p.node("layers.1.mlp.swiglu"), "op_type", "SquaredReLU"),
+     "function 'SquaredReLU', which node 'layers.1.mlp.swiglu' uses, is missing"),
+    (lambda p: p.model.graph.node.remove(p.node("layers.0.mlp.swiglu")),
+     "node 'layers.0.mlp.down_proj' is 'edgerun.LinearQ4M', expected edgerun.SwiGLU or SquaredReLU"),
     (lambda p: setattr(p.node("final_norm"), "domain", "com.evil"),
      "node 'final_norm' is 'com.evil.RMSNormalization', expected RMSNormalization"),
     (lambda p: setattr(p.node("mask"), "domain", ""), "node 'mask' is 'CausalMask', expected edgerun.CausalMask"),
@@ -385,7 +400,7 @@ GRAPH: list[tuple[Change, str]] = [
     (lambda p: p.node("final_norm").input.__setitem__(1, "rope.inv_freq"),
      "node 'final_norm' and node 'rope' share tensor 'rope.inv_freq' but not its shape"),
     (lambda p: swap(p, 0, 1), "node 'rope' is 'edgerun.RotaryCosSin', expected edgerun.Embed*"),
-    (lambda p: p.model.graph.node.pop(), "ends after 30 nodes, where Linear* is expected"),
+    (lambda p: p.model.graph.node.pop(), "ends after 30 nodes, where Linear* or BitLinear is expected"),
     (append_node, "node 'more' follows the output head"),
     (lambda p: p.model.graph.ClearField("node"), "holds no graph"),
     (lambda p: p.model.graph.input.pop(), "has 5 graph inputs, expected 6"),
@@ -410,6 +425,45 @@ GRAPH: list[tuple[Change, str]] = [
 @pytest.mark.parametrize(("change", "message"), GRAPH, ids=[f"{i}-{m[:45]}" for i, (_, m) in enumerate(GRAPH)])
 def test_graph(tmp_path: Path, change: Change, message: str) -> None:
     found = refused(tiny.make(tmp_path, change=change))
+    assert found.startswith("model.onnx: ")
+    assert message in found
+    assert found.endswith(AGAIN)
+
+
+def norm_again(parts: Parts) -> None:
+    """A second norm behind the one before down_proj, which reads it."""
+    second = helper.make_node("RMSNormalization", ["layers.0.mlp.sub_norm", "layers.0.mlp.sub_norm.weight"], ["again"])
+    second.name = "again"
+    second.attribute.extend(parts.node("layers.0.mlp.sub_norm").attribute)
+    at = [node.name for node in parts.model.graph.node].index("layers.0.mlp.down_proj")
+    parts.model.graph.node[at].input[0] = "again"
+    parts.model.graph.node.insert(at, second)
+
+
+SUB_NORMS: list[tuple[Change, str]] = [
+    (lambda p: p.initializer("layers.0.mlp.sub_norm.weight").dims.__setitem__(0, 36),
+     "tensor 'layers.0.mlp.sub_norm.weight' has shape [36], expected [50]"),
+    (lambda p: p.node("layers.0.mlp.sub_norm").input.__setitem__(1, "layers.0.input_norm.weight"),
+     "node 'layers.0.mlp.sub_norm' and node 'layers.0.input_norm' share tensor 'layers.0.input_norm.weight' but not"),
+    (lambda p: set_value(p, "layers.1.attention.sub_norm.weight", 23, np.nan),
+     "tensor 'layers.1.attention.sub_norm.weight' has nan at index 23, expected finite numbers"),
+    (lambda p: setattr(attribute(p, "layers.1.attention.sub_norm", "epsilon"), "f", 1e-6),
+     "node 'layers.1.attention.sub_norm' has epsilon 1e-06, but rms_norm_eps is 1e-05 in edgerun.json"),
+    (lambda p: p.node("layers.0.attention.sub_norm").input.__setitem__(0, "embedding"),
+     "node 'layers.0.attention.sub_norm' reads 'embedding', expected 'layers.0.attention'"),
+    (lambda p: p.node("layers.0.mlp.down_proj").input.__setitem__(0, "layers.0.mlp.squaredrelu"),
+     "node 'layers.0.mlp.down_proj' reads 'layers.0.mlp.squaredrelu', expected 'layers.0.mlp.sub_norm'"),
+    (norm_again, "node 'again' is 'RMSNormalization', expected edgerun.Linear* or BitLinear"),
+    (lambda p: setattr(p.node("layers.0.mlp.sub_norm"), "domain", "edgerun"),
+     "node 'layers.0.mlp.sub_norm' is 'edgerun.RMSNormalization', expected RMSNormalization"),
+    (lambda p: setattr(p.node("embedding"), "op_type", "BitLinear"),
+     "node 'embedding' is 'edgerun.BitLinear', expected edgerun.Embed*"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), SUB_NORMS, ids=[m[:45] for _, m in SUB_NORMS])
+def test_norms_before_linear_layers(tmp_path: Path, change: Change, message: str) -> None:
+    found = refused(tiny.make(tmp_path, tiny.BITNET, change))
     assert found.startswith("model.onnx: ")
     assert message in found
     assert found.endswith(AGAIN)

@@ -34,7 +34,13 @@ class Shape:
     biases: bool = False
     linear: str = "q4m"
     embedding: str = "q8"
+    gate: str = "SwiGLU"
+    sub_norms: bool = False
+    """Whether there is a norm before o_proj and down_proj, too."""
     epsilon: float = 1e-5
+
+
+BITNET = Shape(linear="ternary", embedding="q6k", gate="SquaredReLU", sub_norms=True)
 
 
 @dataclass
@@ -72,6 +78,13 @@ def random_tensors(fmt: str, n: int, k: int, rng: np.random.Generator) -> dict[s
     if fmt == "q8":
         d = rng.uniform(0.5, 1, (n, groups)) * spread / 64
         return layout.pack("q8", rng.integers(-127, 128, (n, k)).astype(np.int8), d.astype(np.float16))
+    if fmt == "ternary":
+        return layout.pack("ternary", rng.integers(0, 3, (n, k)).astype(np.uint8), np.array([1.2 * spread], np.float32))
+    if fmt == "q6k":
+        codes = rng.integers(0, 64, (n, k)).astype(np.uint8)
+        s = (rng.integers(32, 128, (n, 2 * groups)) * rng.choice([-1, 1], (n, 2 * groups))).astype(np.int8)
+        d = rng.uniform(0.5, 1, (n, -(-groups // layout.SUPER_GROUPS))) * spread / 1024
+        return layout.pack("q6k", codes, d.astype(np.float16), s=s)
     d = (rng.uniform(0.5, 1, (n, groups)) * spread / 4).astype(np.float16)
     nibbles = rng.integers(0, 16, (n, k)).astype(np.uint8)
     return layout.pack(fmt, nibbles, d, d * np.float16(-7.5) if fmt == "q4m" else None)
@@ -83,6 +96,7 @@ def build(shape: Shape | None = None, seed: int = 0) -> Parts:
     rng = np.random.default_rng(seed)
     tensors: dict[str, Array] = {}
     nodes: list[onnx.NodeProto] = []
+    shapes: list[onnx.ValueInfoProto] = []
 
     def node(op: str, name: str, inputs: list[str], outputs: list[str] | None = None, **attributes: Any) -> str:
         outputs = outputs or [name]
@@ -105,8 +119,8 @@ def build(shape: Shape | None = None, seed: int = 0) -> Parts:
             return y
         return node("Add", f"{name}.biased", [y, vector(f"{name}.bias", rng.standard_normal(n) * 0.1)])
 
-    def norm(x: str, name: str) -> str:
-        weight = vector(f"{name}.weight", 1 + rng.standard_normal(s.hidden_size) * 0.1)
+    def norm(x: str, name: str, width: int = s.hidden_size) -> str:
+        weight = vector(f"{name}.weight", 1 + rng.standard_normal(width) * 0.1)
         return node("RMSNormalization", name, [x, weight], axis=-1, epsilon=s.epsilon, stash_type=1)
 
     sizes = {"N": s.vocab_size, "K": s.hidden_size}
@@ -121,22 +135,28 @@ def build(shape: Shape | None = None, seed: int = 0) -> Parts:
         h = norm(x, f"{at}.input_norm")
         sides = (("q_proj", wide), ("k_proj", narrow), ("v_proj", narrow))
         qkv = [linear(h, f"{at}.attention.{role}", n, s.hidden_size) for role, n in sides]
+        shapes.append(helper.make_tensor_value_info(qkv[2], TensorProto.FLOAT, ["batch", "sequence", narrow]))
         shared = ["rope.cos", "rope.sin", "mask", f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
         given = [f"{at}.attention", f"present.{i}.key", f"present.{i}.value"]
         heads = {"n_heads": s.n_heads, "n_kv_heads": s.n_kv_heads, "head_dim": s.head_dim}
         a = node("Attention", f"{at}.attention", [*qkv, *shared], given, **heads, scale=s.head_dim**-0.5)
+        if s.sub_norms:
+            a = norm(a, f"{at}.attention.sub_norm", wide)
         o = linear(a, f"{at}.attention.o_proj", s.hidden_size, wide)
         x = node("Add", f"{at}.attention.residual", [x, o])
         h = norm(x, f"{at}.post_attention_norm")
         gated = [linear(h, f"{at}.mlp.{r}", s.intermediate_size, s.hidden_size) for r in ("gate_proj", "up_proj")]
-        d = linear(node("SwiGLU", f"{at}.mlp.swiglu", gated), f"{at}.mlp.down_proj", s.hidden_size, s.intermediate_size)
+        g = node(s.gate, f"{at}.mlp.{s.gate.lower()}", gated)
+        if s.sub_norms:
+            g = norm(g, f"{at}.mlp.sub_norm", s.intermediate_size)
+        d = linear(g, f"{at}.mlp.down_proj", s.hidden_size, s.intermediate_size)
         x = node("Add", f"{at}.mlp.residual", [x, d])
     head = table if s.tied else matrix("output.weight", s.embedding, s.vocab_size, s.hidden_size)
     node(operators.linear_operator(s.embedding), "output", [norm(x, "final_norm"), *head], ["logits"], **sizes)
 
     data = bytearray()
     initializers = [_place(name, array, data) for name, array in tensors.items()]
-    graph = helper.make_graph(nodes, "llama", *_interface(s), initializers)
+    graph = helper.make_graph(nodes, "llama", *_interface(s), initializers, value_info=shapes)
     model = helper.make_model(
         graph,
         functions=operators.functions({n.op_type for n in nodes if n.domain}),
@@ -181,7 +201,7 @@ def _config(s: Shape) -> dict[str, Any]:
     same = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
     return {
         "format_version": 1,
-        "family": "llama",
+        "family": "bitnet" if s.linear == "ternary" else "llama",
         "name": "tiny",
         **{name: getattr(s, name) for name in same},
         "context_length": s.context_length,
