@@ -37,7 +37,7 @@ from .simd.ops import (
     load_i16x16,
     load_u8,
     max_f32,
-    prefetch,
+    prefetch_far,
     round_to_int,
     splat,
     store_f32,
@@ -102,7 +102,7 @@ def _weighted_sum(rows, stored):
             acc = restore(out)
             for t in range(count):
                 for line in range(0, 16 * blocks * size, 64):
-                    prefetch(v + ahead + t * padded * size + line)
+                    prefetch_far(v + ahead + t * padded * size + line)
                 acc = add(acc, load(v + t * padded * size, 16 * size), p + 4 * t)
             store(out, acc)
 
@@ -171,7 +171,7 @@ def float_cache(stored: str) -> Cache:
                 for i in range(dim):
                     line = k + BLOCK * size * i
                     for part in range(0, BLOCK * size, 64):
-                        prefetch(line + ahead + part)
+                        prefetch_far(line + ahead + part)
                     acc = add(acc, load(line, 16 * size), queries + 4 * rows * i)
                 store(work, acc)
                 spread(work, p + 4 * t)
@@ -275,7 +275,7 @@ def q8_cache() -> Cache:
                 block = (start + t) // 16
                 w, d = keys + block * n_groups * 512, key_scales(keys, padded) + block * n_groups * 32
                 for line in range(0, BLOCK * padded, 64):
-                    prefetch(w + ahead + line)
+                    prefetch_far(w + ahead + line)
                 products(w, d, 0, n_groups * 512, n_groups * 32, 0, queries, n_groups, work)
                 spread(work, p + 4 * t)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgerun.package.reader import open_package
 from tests.cli.conftest import ROOT, environment
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -50,6 +51,20 @@ def test_classify_logprobs(name: str, package: Path) -> None:
     lines = run(name, package).splitlines()
     assert len(lines) == 4
     assert all(line.startswith(("positive (", "negative (")) for line in lines)
+
+
+def test_train_bitnet(tmp_path: Path) -> None:
+    """Two steps of training; both checkpoints are of one model, and edgerun runs it."""
+    from edgerun_exporters import export
+    from tests.exporters.test_bitnet import ternary_tensors
+
+    out = run("train_bitnet.py", "--out", tmp_path, "--minutes", 0.02)
+    assert "4.4 million ternary weights" in out and "of the unigram entropy" in out
+    packages = []
+    for form in ("packed", "master"):
+        export(tmp_path / form, tmp_path / f"{form}.pkg")
+        packages.append(ternary_tensors(open_package(tmp_path / f"{form}.pkg")))
+    assert packages[0] == packages[1]
 
 
 def test_no_example_is_forgotten() -> None:

@@ -304,8 +304,8 @@ def _prefetch(locality: int) -> Any:
     return prefetch
 
 
-prefetch, prefetch_once = _prefetch(3), _prefetch(0)
-"""Fetches a line into the caches; ``prefetch_once``: it will be read once and need not stay."""
+prefetch, prefetch_far, prefetch_once = _prefetch(3), _prefetch(2), _prefetch(0)
+"""Fetches a line: into the first cache, into the second, or to be read once and not kept."""
 
 
 @intrinsic
