@@ -186,6 +186,20 @@ def _six_bit_lines(packed: str, axis: int) -> str:
     highs = Slice({packed}, line_4, line_6, line_axis)"""
 
 
+def _six_bit_numbers(low: str, high: str) -> str:
+    """Nibbles and pairs -> `numbers` float32, -32 to 31, of the shape `half_shape`."""
+    return f"""
+    low_grouped = Reshape({low}, half_shape)
+    high_grouped = Reshape({high}, half_shape)
+    low_numbers = Cast <to = 1> (low_grouped)
+    high_numbers = Cast <to = 1> (high_grouped)
+    sixteen = Constant <value_float = 16.0> ()
+    thirty_two = Constant <value_float = 32.0> ()
+    high_scaled = Mul(high_numbers, sixteen)
+    codes = Add(low_numbers, high_scaled)
+    numbers = Sub(codes, thirty_two)"""
+
+
 def _scaled(fmt: str) -> str:
     """`grouped` integers -> `dense` float32, by `scale` (and `minimum`) that broadcast over a group."""
     lines = "\n    numbers = Cast <to = 1> (grouped)"
@@ -287,16 +301,7 @@ _LINEAR_F32 = f"""
 _LINEAR_Q6K = f"""{_six_bit_lines("q", 2)}{_nibbles("lows", 3)}{_pairs("highs", 3)}
     low_columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (halves)
     high_columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (pairs)
-    half_shape = Constant <value_ints = [0, 2, 16, -1]> ()
-    low_grouped = Reshape(low_columns, half_shape)
-    high_grouped = Reshape(high_columns, half_shape)
-    low_numbers = Cast <to = 1> (low_grouped)
-    high_numbers = Cast <to = 1> (high_grouped)
-    sixteen = Constant <value_float = 16.0> ()
-    thirty_two = Constant <value_float = 32.0> ()
-    high_scaled = Mul(high_numbers, sixteen)
-    codes = Add(low_numbers, high_scaled)
-    numbers = Sub(codes, thirty_two)
+    half_shape = Constant <value_ints = [0, 2, 16, -1]> (){_six_bit_numbers("low_columns", "high_columns")}
     factor_columns = Transpose <perm = [1, 2, 0, 3]> (s)
     factor_shape = Constant <value_ints = [0, 2, 1, -1]> ()
     factor_grouped = Reshape(factor_columns, factor_shape)
@@ -329,16 +334,7 @@ _EMBED_Q6K = f"""
     taken = Gather <axis = 0> (table, input_ids)
     chunk_shape = Constant <value_ints = [0, 0, -1, 6, 4]> ()
     chunks = Reshape(taken, chunk_shape){_six_bit_lines("chunks", 3)}{_nibbles("lows", 4)}{_pairs("highs", 4)}
-    half_shape = Constant <value_ints = [0, 0, -1, 2, 16]> ()
-    low_grouped = Reshape(halves, half_shape)
-    high_grouped = Reshape(pairs, half_shape)
-    low_numbers = Cast <to = 1> (low_grouped)
-    high_numbers = Cast <to = 1> (high_grouped)
-    sixteen = Constant <value_float = 16.0> ()
-    thirty_two = Constant <value_float = 32.0> ()
-    high_scaled = Mul(high_numbers, sixteen)
-    codes = Add(low_numbers, high_scaled)
-    numbers = Sub(codes, thirty_two)
+    half_shape = Constant <value_ints = [0, 0, -1, 2, 16]> (){_six_bit_numbers("halves", "pairs")}
     factor_t = Transpose <perm = [0, 3, 1, 2]> (s)
     factor_p = Flatten <axis = 2> (factor_t)
     factor_g = Gather <axis = 0> (factor_p, input_ids)

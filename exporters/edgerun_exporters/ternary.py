@@ -64,7 +64,9 @@ class PackedTrits(Ternary):
             _refuse(checkpoint, self.source.name, found > 2, start, "3, where a packed weight is 0, 1 or 2")
             return found
 
-        return np.float32(1) / scale if self.inverse else scale, read
+        if self.inverse:
+            scale = _check_scale(checkpoint, self.scale_name, np.float32(1) / scale)
+        return scale, read
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class TernaryValues(Ternary):
             return trits
 
         factor = np.float32(1) if self.scale_name is None else _one_number(checkpoint, self.scale_name)
-        return np.float32(size * factor), read
+        return _check_scale(checkpoint, name, np.float32(size * factor)), read
 
     def is_ternary(self, checkpoint: Checkpoint) -> bool:
         """Whether it is one: reads the whole tensor."""
