@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from edgerun.package.reader import Package
 
 _PARTS = ("embedding", "attention", "mlp", "norm", "output head", "other")
-_FORMATS = {"q4": "q4_0", "q4m": "q4_1", "q6k": "q6_k", "q8": "q8_0", "ternary": "ternary", "f32": "f32"}
-"""By the names that users know from GGUF."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
 
 def weights(package: Package) -> list[Weight]:
     """Every weight of the graph, once, in the order of use. Bytes and shapes are computed from the graph alone."""
+    from edgerun.package.layout import public_name
     from edgerun.package.operators import OPERATORS
 
     sizes = {tensor.name: package.tensor(tensor.name).nbytes for tensor in package.graph.initializer}
@@ -73,7 +72,7 @@ def weights(package: Package) -> list[Weight]:
             continue
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         operator = OPERATORS.get(node.op_type)
-        matrix = _FORMATS[operator.weights] if operator and operator.weights else None
+        matrix = public_name(operator.weights) if operator and operator.weights else None
         found.append(
             Weight(
                 name=mine[0].rpartition(".")[0] if matrix else mine[0],

@@ -257,9 +257,10 @@ class _Lowering:
                 self._wait()  # other threads wrote parts of the row
             x.quantised[code] = self.arena.take_tiles(x.width, tile, row)
             fields = self._rows(x, x.quantised[code], tile) | {"Y_PRIVATE": row}
-            limit = THRESHOLDS.get(self.compute, THRESHOLDS["mixed"])[1 if flags & Flag.OUT_ROWS else 0]
-            threshold = int(np.float64(limit).view(np.int64))
-            self._emit(f"{name}.quantised", code, **fields, K=x.width, THRESHOLD=threshold, FLAGS=flags)
+            if code == Op.QUANTIZE:
+                limit = THRESHOLDS[self.compute][1 if flags & Flag.OUT_ROWS else 0]
+                fields["THRESHOLD"] = int(np.float64(limit).view(np.int64))
+            self._emit(f"{name}.quantised", code, **fields, K=x.width, FLAGS=flags)
             self._wait(SEVERAL_ROWS)
         return {"X": x.quantised[code], "X_STRIDE": tile, "X_PRIVATE": row}
 

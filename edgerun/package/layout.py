@@ -34,8 +34,6 @@ from edgerun_kernels.record import GROUP as GROUP  # the kernels' own numbers: a
 from edgerun_kernels.record import ROWS as ROWS
 from edgerun_kernels.record import SUPER_GROUPS as SUPER_GROUPS
 
-FORMATS = ("q4", "q4m", "q8", "q6k", "ternary", "f32")
-
 Array = NDArray[Any]
 _CHUNK_ELEMENTS = 1 << 20
 
@@ -58,22 +56,32 @@ class Unpacked(NamedTuple):
 
 
 class _Format(NamedTuple):
-    """How a format's numbers lie. payload: dtype of "q" or "w". largest: greatest code. zero: the code of 0."""
+    """How a format's numbers lie. public: the name that users know, from GGUF. payload: dtype of "q" or "w". lines: of
+    64 bytes that 16 rows by 32 columns take. parts: names of the tensors. largest: greatest code. zero: the code of 0.
+    """
 
+    public: str
     payload: str
+    lines: int
     parts: tuple[str, ...]
     largest: int = 127
     zero: int = 0
 
 
 _FORMATS = {
-    "q4": _Format("u1", ("q", "d"), 15, 8),
-    "q4m": _Format("u1", ("q", "d", "m"), 15),
-    "q8": _Format("i1", ("q", "d")),
-    "q6k": _Format("u1", ("q", "s", "d"), 63, 32),
-    "ternary": _Format("u1", ("q", "d"), 2, 1),
-    "f32": _Format("<f4", ("w",)),
+    "q4": _Format("q4_0", "u1", 4, ("q", "d"), 15, 8),
+    "q4m": _Format("q4_1", "u1", 4, ("q", "d", "m"), 15),
+    "q8": _Format("q8_0", "i1", 8, ("q", "d")),
+    "q6k": _Format("q6_k", "u1", 6, ("q", "s", "d"), 63, 32),
+    "ternary": _Format("ternary", "u1", 2, ("q", "d"), 2, 1),
+    "f32": _Format("f32", "<f4", 32, ("w",)),
 }
+FORMATS = tuple(_FORMATS)
+
+
+def public_name(fmt: str) -> str:
+    """A format by the name that users know from GGUF ("q4m" -> "q4_1")."""
+    return _FORMATS[fmt].public
 
 
 def parts(fmt: str, n: int, k: int) -> dict[str, Part]:
@@ -81,10 +89,9 @@ def parts(fmt: str, n: int, k: int) -> dict[str, Part]:
     if fmt not in _FORMATS:
         raise ValueError(f"unknown weight format {fmt!r}, not one of {', '.join(FORMATS)}")
     blocks, groups = -(-n // ROWS), -(-k // GROUP)
-    lines = {"q4": 4, "q4m": 4, "q8": 8, "q6k": 6, "ternary": 2}
     if fmt == "f32":
         return {"w": Part(np.dtype("<f4"), (blocks, k, ROWS))}
-    wanted = {"q": Part(np.dtype(_FORMATS[fmt].payload), (blocks, groups, lines[fmt], ROWS, 4))}
+    wanted = {"q": Part(np.dtype(_FORMATS[fmt].payload), (blocks, groups, _FORMATS[fmt].lines, ROWS, 4))}
     if fmt == "ternary":
         return wanted | {"d": Part(np.dtype("<f4"), (1,))}
     if fmt == "q6k":
@@ -162,7 +169,7 @@ def dequantise(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> NDArra
     for start, stop in blocks:
         first, last = start * ROWS, min(n, stop * ROWS)
         rows = _deinterleave(fmt, payload[start:stop]).astype(np.float32)
-        if fmt in ("q4", "q6k", "ternary"):
+        if _FORMATS[fmt].zero:
             rows -= _FORMATS[fmt].zero
         if fmt == "ternary":
             rows *= tensors["d"]

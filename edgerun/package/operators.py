@@ -211,16 +211,20 @@ def _scaled(fmt: str) -> str:
     return f"{lines}\n    scaled = {product}\n    dense = Add(scaled, minimum)"
 
 
-_CUT = """
+def _cut(size: str, result: str) -> str:
+    """`padded` -> `result` without the padding; size: "k1, n1" of columns by rows, "n1, k1" of rows by columns."""
+    return f"""
     n = Constant <value_int: int = @N> ()
     k = Constant <value_int: int = @K> ()
     origin = Constant <value_ints = [0, 0]> ()
     first = Constant <value_ints = [0]> ()
     n1 = Unsqueeze(n, first)
     k1 = Unsqueeze(k, first)
-    size = Concat <axis = 0> (k1, n1)
-    weight = Slice(padded, origin, size)"""
-"""`padded` columns by rows -> `weight` [K, N]."""
+    size = Concat <axis = 0> ({size})
+    {result} = Slice(padded, origin, size)"""
+
+
+_WEIGHT = _cut("k1, n1", "weight")
 
 
 def _linear(fmt: str) -> str:
@@ -237,7 +241,7 @@ def _linear(fmt: str) -> str:
     group_shape = Constant <value_ints = [0, 32, -1]> ()
     grouped = Reshape(columns, group_shape)
     scale_shape = Constant <value_ints = [0, 1, -1]> (){_group_scale("d", "scale")}{minimum}{_scaled(fmt)}
-    padded = Flatten <axis = 2> (dense){_CUT}
+    padded = Flatten <axis = 2> (dense){_WEIGHT}
     y = MatMul(x, weight)
 """
 
@@ -293,7 +297,7 @@ def _row_scale(stored: str, name: str) -> str:
 
 _LINEAR_F32 = f"""
     columns = Transpose <perm = [1, 0, 2]> (w)
-    padded = Flatten <axis = 1> (columns){_CUT}
+    padded = Flatten <axis = 1> (columns){_WEIGHT}
     y = MatMul(x, weight)
 """
 
@@ -320,7 +324,7 @@ _LINEAR_Q6K = f"""{_six_bit_lines("q", 2)}{_nibbles("lows", 3)}{_pairs("highs", 
     n_groups = Shape <start = 1, end = 2> (q)
     scale = Slice(scale_all, line_0, n_groups, line_0)
     dense = Mul(products, scale)
-    padded = Flatten <axis = 3> (dense){_CUT}
+    padded = Flatten <axis = 3> (dense){_WEIGHT}
     y = MatMul(x, weight)
 """
 
@@ -371,7 +375,7 @@ _BIT_LINEAR = f"""{_pairs("q", 3)}
     sixteen = Constant <value_ints = [16]> ()
     n_rows = Mul(n_blocks, sixteen)
     all_shape = Concat <axis = 0> (column_shape, n_rows)
-    padded = Reshape(columns, all_shape){_CUT}
+    padded = Reshape(columns, all_shape){_WEIGHT}
     one_i = Constant <value_int = 1> ()
     one = Cast <to = 3> (one_i)
     trits = Cast <to = 3> (weight)
@@ -394,17 +398,9 @@ _BIT_LINEAR = f"""{_pairs("q", 3)}
     y = Mul(by_d, step)
 """
 
-_EMBED_F32 = """
+_EMBED_F32 = f"""
     rows = Transpose <perm = [0, 2, 1]> (w)
-    padded = Flatten <axis = 2> (rows)
-    n = Constant <value_int: int = @N> ()
-    k = Constant <value_int: int = @K> ()
-    origin = Constant <value_ints = [0, 0]> ()
-    first = Constant <value_ints = [0]> ()
-    n1 = Unsqueeze(n, first)
-    k1 = Unsqueeze(k, first)
-    size = Concat <axis = 0> (n1, k1)
-    table = Slice(padded, origin, size)
+    padded = Flatten <axis = 2> (rows){_cut("n1, k1", "table")}
     x = Gather <axis = 0> (table, input_ids)
 """
 

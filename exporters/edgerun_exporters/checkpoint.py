@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerun.errors import CheckpointError
+from edgerun.package.layout import SUPER_GROUPS
 
 GROUP = 32
 """Columns that share one scale, in GGUF's Q4_0, Q4_1 and Q8_0 and in our packages."""
@@ -43,7 +44,7 @@ class QuantisedBlocks:
         if self.s is not None:
             values -= 32
             values *= np.repeat(self.s.astype(np.float32), GROUP // 2, axis=1)[:, :columns]
-            values *= np.repeat(self.d.astype(np.float32), 8 * GROUP, axis=1)[:, :columns]
+            values *= np.repeat(self.d.astype(np.float32), SUPER_GROUPS * GROUP, axis=1)[:, :columns]
             return values
         if self.kind == "q4":
             values -= 8
@@ -89,6 +90,11 @@ class Checkpoint(ABC):
     def rows(self, name: str, start: int, stop: int) -> Rows:
         """Rows start..stop of a matrix: blocks as stored where the format is Q4_0, Q4_1, Q6_K or Q8_0, else float32."""
 
+    def floats(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a matrix as float32, whatever they are stored as."""
+        rows = self.rows(name, start, stop)
+        return rows.dequantise() if isinstance(rows, QuantisedBlocks) else rows
+
     def packed_trits(self, name: str, start: int, stop: int) -> Trits:
         """Bytes of rows start..stop of a matrix that packs ternary weights (safetensors only)."""
         raise CheckpointError(f"{self.path}: tensor {name} holds no packed ternary weights; download it again")
@@ -122,9 +128,7 @@ class Checkpoint(ABC):
     def vector(self, name: str, length: int) -> npt.NDArray[np.float32]:
         """A one-dimensional tensor as float32 [length]."""
         self.info(name, (length,))
-        rows = self.rows(name, 0, 1)
-        values = rows.dequantise() if isinstance(rows, QuantisedBlocks) else rows
-        return np.ascontiguousarray(values.reshape(length), np.float32)
+        return np.ascontiguousarray(self.floats(name, 0, 1).reshape(length), np.float32)
 
 
 def read_at(file: int, path: Path, name: str, offset: int, count: int) -> npt.NDArray[np.uint8]:

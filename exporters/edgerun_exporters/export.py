@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerun.errors import OptionError
+from edgerun.package.layout import public_name
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Description, describe
@@ -22,8 +23,6 @@ from .tokenizer import write_tokenizer
 from .weights import DATA_FILE
 
 FORMAT_VERSION = 1
-_PUBLIC = {"q4": "q4_0", "q4m": "q4_1", "q6k": "q6_k", "q8": "q8_0", "ternary": "ternary", "f32": "f32"}
-"""Package formats by the names that users know from GGUF."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -99,7 +98,7 @@ def _requantised(description: Description, formats: dict[str, str]) -> list[str]
     """One note for each (from, to) of matrices whose values change."""
     changed: Counter[tuple[str, str]] = Counter()
     for matrix in description.matrices():
-        stored, chosen = matrix.source.format, _PUBLIC[formats[matrix.name]]
+        stored, chosen = matrix.source.format, public_name(formats[matrix.name])
         if stored.lower() != chosen and chosen not in ("f32", "ternary"):
             changed[stored, chosen] += 1
     return [
@@ -117,7 +116,7 @@ def _config(
     name = name if repository else name.rpartition("/")[2]
     # A GGUF file says what it is called; a folder may be a snapshot named after a commit.
     called = name.rpartition("/")[2] if source_name and source.format == "safetensors" else d.name
-    linear = Counter(_PUBLIC[formats[m.name]] for layer in d.layers for m in layer.matrices.values())
+    linear = Counter(public_name(formats[m.name]) for layer in d.layers for m in layer.matrices.values())
     return {
         "format_version": FORMAT_VERSION,
         "family": d.family,
@@ -140,7 +139,7 @@ def _config(
         },
         "quantisation": {
             "linear": linear.most_common(1)[0][0],
-            "embedding": _PUBLIC[formats[d.embedding.name]],
+            "embedding": public_name(formats[d.embedding.name]),
             "notes": notes,
         },
         "tool": _producer(),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerun.errors import OptionError
+from edgerun.package.layout import SUPER_GROUPS
 
 from .checkpoint import GROUP, QuantisedBlocks, TensorInfo
 
@@ -83,7 +84,7 @@ def _q6k(rows: Floats) -> QuantisedBlocks:
     of one scale. Codes are rounded for the steps as stored."""
     count, columns = rows.shape
     n_groups = -(-columns // GROUP)
-    whole = np.zeros((count, -(-n_groups // 8) * 8 * GROUP), np.float32)
+    whole = np.zeros((count, -(-n_groups // SUPER_GROUPS) * SUPER_GROUPS * GROUP), np.float32)
     whole[:, :columns] = rows
     parts = whole.reshape(count, -1, 16, 16)  # scales of 256 columns, factors of 16
     largest, least = parts.max(axis=3), parts.min(axis=3)

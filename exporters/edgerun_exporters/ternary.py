@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 from edgerun.errors import CheckpointError
 
-from .checkpoint import Checkpoint, QuantisedBlocks, TensorInfo, Trits
+from .checkpoint import Checkpoint, TensorInfo, Trits
 
 _CHUNK = 1 << 20
-LEAST_MEAN = 1e-5
+_LEAST_MEAN = 1e-5
 """What mean|w| counts as at least, in transformers' and the authors' code."""
 TRITS_PER_BYTE = 4
-
 
 Reader = Callable[[int, int], Trits]
 
@@ -87,7 +86,7 @@ class TernaryValues(Ternary):
         _check_scale(checkpoint, name, size)
 
         def read(start: int, stop: int) -> Trits:
-            rows = _floats(checkpoint, name, start, stop)
+            rows = checkpoint.floats(name, start, stop)
             positive, negative = rows == size, rows == -size
             strange = ~(positive | negative | (rows == 0))
             if strange.any():
@@ -119,11 +118,11 @@ class MasterWeights(Ternary):
     def open(self, checkpoint: Checkpoint) -> tuple[np.float32, Reader]:
         name = self.source.name
         total = sum(float(np.abs(rows).sum(dtype=np.float64)) for rows in _chunks(checkpoint, self.source))
-        mean = np.float32(max(total / math.prod(self.source.shape), LEAST_MEAN))
+        mean = np.float32(max(total / math.prod(self.source.shape), _LEAST_MEAN))
         inverse = _check_scale(checkpoint, name, np.float32(1) / mean)
 
         def read(start: int, stop: int) -> Trits:
-            rows = _floats(checkpoint, name, start, stop)
+            rows = checkpoint.floats(name, start, stop)
             strange = ~np.isfinite(rows)
             _refuse(checkpoint, name, strange, start, "no number")
             trits: Trits = (np.clip(np.rint(rows * inverse), -1, 1) + 1).astype(np.uint8)
@@ -150,12 +149,7 @@ def _step(source: TensorInfo) -> int:
 def _chunks(checkpoint: Checkpoint, source: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
     rows, step = source.shape[0], _step(source)
     for start in range(0, rows, step):
-        yield _floats(checkpoint, source.name, start, min(rows, start + step))
-
-
-def _floats(checkpoint: Checkpoint, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-    rows = checkpoint.rows(name, start, stop)
-    return rows.dequantise() if isinstance(rows, QuantisedBlocks) else rows
+        yield checkpoint.floats(source.name, start, min(rows, start + step))
 
 
 def _one_number(checkpoint: Checkpoint, name: str) -> np.float32:
@@ -163,7 +157,7 @@ def _one_number(checkpoint: Checkpoint, name: str) -> np.float32:
     if info is None or math.prod(info.shape) != 1:
         found = "is missing" if info is None else f"has shape {list(info.shape)}"
         raise CheckpointError(f"{checkpoint.path}: tensor {name} {found}, expected one scale; download it again")
-    return _check_scale(checkpoint, name, np.float32(_floats(checkpoint, name, 0, 1).reshape(-1)[0]))
+    return _check_scale(checkpoint, name, np.float32(checkpoint.floats(name, 0, 1).reshape(-1)[0]))
 
 
 def _check_scale(checkpoint: Checkpoint, name: str, scale: np.float32) -> np.float32:

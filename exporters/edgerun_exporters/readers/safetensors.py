@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerun.errors import CheckpointError
 
@@ -125,17 +126,20 @@ class SafetensorsCheckpoint(Checkpoint):
             self.tensors[name] = TensorInfo(name, shape, dtype, 8 * width)
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        path, offset, row_bytes = self._places[name]
         info = self.tensors[name]
         if info.format not in _BYTES:
+            path = self._places[name][0]
             raise CheckpointError(f"{path}: tensor {name} has dtype {info.format}; only f32, f16 and bf16 are read")
-        raw = read_at(self._files[path], path, name, offset + start * row_bytes, (stop - start) * row_bytes)
-        raw = raw.reshape(stop - start, row_bytes)
+        raw = self._raw(name, start, stop)
         if info.format == "BF16":
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
         return raw.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[info.format]).astype(np.float32, copy=False)
 
     def packed_trits(self, name: str, start: int, stop: int) -> Trits:
+        return self._raw(name, start, stop)
+
+    def _raw(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes of rows start..stop: [rows, bytes of a row]."""
         path, offset, row_bytes = self._places[name]
         raw = read_at(self._files[path], path, name, offset + start * row_bytes, (stop - start) * row_bytes)
         return raw.reshape(stop - start, row_bytes)
