@@ -101,7 +101,8 @@ class Model:
         self._arena = aligned(self.tape.arena_bytes)
         self._rope = RotaryTable(self.tape.inv_freq)
         self.profile: NDArray[np.int64] | None = None
-        """Where every run adds the ticks that each op of the tape took, int64 [n_ops]; None: nothing is measured."""
+        """Where every run adds, int64 [2, n_ops], the ticks that each op of the tape took, and the columns that it read
+        where it leaves out some; None: nothing is measured."""
         self._turn = threading.Lock()
         self._team = Team(self.kernels, self.threads)
         self._closed = False

@@ -26,6 +26,7 @@ _GROUP_BYTES = {
     Op.LINEAR_Q6K: _Q6K,
     Op.LINEAR_Q6K_FLOAT: _Q6K,
     Op.LINEAR_TERNARY: 2 * 64,
+    Op.LINEAR_TERNARY_COLUMNS: 2 * 64,
 }
 """Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
 _ATTENTION = (Op.ATTENTION_F16, Op.ATTENTION_F32, Op.ATTENTION_Q8)
@@ -60,6 +61,9 @@ class KindTime:
     bytes_read: int
     gb_per_s: float
     share_of_bandwidth: float
+    columns_skipped: float | None = None
+    """Of a layer that leaves out columns whose input is zero: their share, 0 to 1. What they hold is not in bytes_read.
+    """
 
 
 def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per_s: float) -> list[KindTime]:
@@ -68,8 +72,8 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
     gb_per_s: the memory's bandwidth with as many threads, which shares are taken of.
     """
     first = session.position
-    ticks = np.zeros(len(model.tape.ops), np.int64)
-    model.profile = ticks
+    measured = np.zeros((2, len(model.tape.ops)), np.int64)
+    model.profile = measured
     start = time.perf_counter()
     try:
         for token in tokens:
@@ -80,20 +84,27 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
     positions = first + (len(tokens) + 1) / 2
     times: dict[str, float] = {}
     read: dict[str, int] = {}
-    for name, op, spent in zip(model.tape.names, model.tape.ops, ticks.tolist(), strict=True):
-        kind = _KINDS.get(Op(op[Field.CODE])) or re.sub(r"^layers\.\d+\.", "", name)
-        times[kind] = times.get(kind, 0.0) + spent * us / int(ticks.sum())
-        read[kind] = read.get(kind, 0) + _bytes_read(op, positions)
+    skipped: dict[str, list[float]] = {}
+    whole = int(measured[0].sum())
+    for name, op, (spent, columns) in zip(model.tape.names, model.tape.ops, measured.T.tolist(), strict=True):
+        kind = _KINDS.get(Op(op[Field.CODE])) or re.sub(r"^layers\.\d+\.|\.gather$", "", name)
+        times[kind] = times.get(kind, 0.0) + spent * us / whole
+        taken = 1.0
+        if op[Field.CODE] == Op.LINEAR_TERNARY_COLUMNS:
+            taken = columns / len(tokens) / int(op[Field.K])
+            skipped.setdefault(kind, []).append(1 - taken)
+        read[kind] = read.get(kind, 0) + int(taken * _bytes_read(op, positions))
     kinds = sorted(times, key=lambda kind: -times[kind])
+    shares = {kind: sum(parts) / len(parts) for kind, parts in skipped.items()}
     return [
-        *(_line(kind, times[kind], us, read[kind], gb_per_s) for kind in kinds),
+        *(_line(kind, times[kind], us, read[kind], gb_per_s, shares.get(kind)) for kind in kinds),
         _line("all", us, us, sum(read.values()), gb_per_s),
     ]
 
 
-def _line(kind: str, us: float, whole: float, read: int, bandwidth: float) -> KindTime:
+def _line(kind: str, us: float, whole: float, read: int, bandwidth: float, skipped: float | None = None) -> KindTime:
     speed = read / us / 1e3 if us else 0.0
-    return KindTime(kind, us, us / whole, read, speed, speed / bandwidth)
+    return KindTime(kind, us, us / whole, read, speed, speed / bandwidth, skipped)
 
 
 def _bytes_read(op: NDArray[np.int64], positions: float) -> int:

@@ -167,11 +167,15 @@ def _print_profile(result: Result, kinds: list[KindTime]) -> None:
     title = f"a decoded token: {result.threads} threads, depth {result.depth}"
     table = Table(title=title, title_justify="left")
     table.add_column("operation")
-    for heading in ("µs", "of the time", "read", "GB/s", "of memory's"):
+    sparse = any(kind.columns_skipped is not None for kind in kinds)
+    for heading in ("µs", "of the time", "read", "GB/s", "of memory's", *["columns skipped"] * sparse):
         table.add_column(heading, justify="right")
     for kind in kinds:
         if kind.kind == "all":
             table.add_section()
         read = (human_bytes(kind.bytes_read), f"{kind.gb_per_s:.1f}", f"{kind.share_of_bandwidth:.0%}")
-        table.add_row(kind.kind, f"{kind.us:.0f}", f"{kind.share:.1%}", *(read if kind.bytes_read else ("", "", "")))
+        row = [kind.kind, f"{kind.us:.0f}", f"{kind.share:.1%}", *(read if kind.bytes_read else ("", "", ""))]
+        if sparse:
+            row.append("" if kind.columns_skipped is None else f"{kind.columns_skipped:.1%}")
+        table.add_row(*row)
     Console().print(table)

@@ -27,6 +27,7 @@ from edgerun_kernels.record import (
     Op,
     activation_bytes,
     attention_scratch_bytes,
+    columns_scratch_bytes,
     kv_head_bytes,
     row_activation_bytes,
 )
@@ -74,8 +75,8 @@ class Value:
     """Whether every thread has its own copy when one row runs."""
     quantised: dict[Op, int] = field(default_factory=dict)
     """Arena offsets of its int8 forms, by the op that made them."""
-    record: int | None = None
-    """The op record of the linear layer that wrote it, if one did."""
+    records: tuple[int, ...] = ()
+    """The op records of the linear layer that wrote it, if one did."""
 
     @property
     def stride(self) -> int:
@@ -107,6 +108,7 @@ class _Lowering:
         self.inv_freq: NDArray[np.float32] | None = None
         self.n_layers = 0
         self.layer_bytes = 0
+        self.column_scratch: dict[int, int] = {}
         self.attention_scratch: tuple[int, int, int] | None = None
         nodes = package.graph.node
         self.uses = Counter(name for node in nodes for name in node.input)
@@ -270,8 +272,8 @@ class _Lowering:
         fmt = str(OPERATORS[node.op_type].weights)
         final = node.output[0] in self.final
         flags: int = Flag.OUT_ROWS if final else 0
-        if fmt == "ternary":  # its activations are int8 by definition
-            code = Op.LINEAR_TERNARY
+        if fmt.startswith("ternary"):  # its activations are int8 by definition
+            code = Op.LINEAR_TERNARY if fmt == "ternary" else Op.LINEAR_TERNARY_COLUMNS
             source = self._quantised(name, Op.QUANTIZE_ROWS, flags)
         elif self.compute != "float32" and fmt != "f32":
             code = LINEAR[fmt]
@@ -280,31 +282,47 @@ class _Lowering:
             code = LINEAR_FLOAT[fmt]
             self._wait(SEVERAL_ROWS if x.private else ALWAYS)
             source = {"X": x.offset, "X_STRIDE": x.stride, "X_PRIVATE": x.stride if x.private else 0}
-        fields = self._weights(node)
+        fields = source | self._weights(node)
         if final:
-            flags |= Flag.LOGITS
-            self._emit(node.name, code, **source, Y_STRIDE=_pad(fields["N"], ROWS) * 4, FLAGS=flags, **fields)
+            fields |= {"Y_STRIDE": _pad(fields["N"], ROWS) * 4, "FLAGS": flags | Flag.LOGITS}
+            self._multiply(node.name, code, fields)
             return
         y = Value(self.arena.take(fields["N"], row_bytes(fields["N"])), fields["N"])
-        y.record = self._emit(node.name, code, **source, Y=y.offset, Y_STRIDE=y.stride, **fields)
+        y.records = self._multiply(node.name, code, fields | {"Y": y.offset, "Y_STRIDE": y.stride})
         self.values[node.output[0]] = y
+
+    def _multiply(self, name: str, code: Op, fields: dict[str, int]) -> tuple[int, ...]:
+        """The records of a linear layer: one, or two where threads share out its columns and then join their sums."""
+        if code != Op.LINEAR_TERNARY_COLUMNS:
+            return (self._emit(name, code, **fields),)
+        private = _pad(columns_scratch_bytes(fields["N"], fields["K"], self.max_rows), 64)
+        if private not in self.column_scratch:
+            self.column_scratch[private] = self.arena.scratch(private * self.n_threads)
+        fields |= {"SCRATCH": self.column_scratch[private], "SCRATCH_PRIVATE": private}
+        first = self._emit(name, code, **fields)
+        self._wait()
+        second = self._emit(f"{name}.gather", Op.GATHER_COLUMNS, **fields)
+        self._wait()  # of one row and of several, threads write other parts than those of other layers
+        return first, second
 
     def _add(self, node: Any) -> None:
         """A bias or a residual: both become part of the linear layer that they follow."""
         first, second = (self.values.get(name) for name in node.input)
         if first is None or second is None:
             value, bias = (first, node.input[1]) if first is not None else (second, node.input[0])
-            if value is None or value.record is None:
+            if value is None or not value.records:
                 raise self._unsupported(node, "a bias must follow a linear layer")
-            self.records[value.record][Field.BIAS] = self._padded(bias, ROWS)
+            address = self._padded(bias, ROWS)
+            for record in value.records:
+                self.records[record][Field.BIAS] = address
             self.values[node.output[0]] = value
             return
-        residual, update = (first, second) if second.record is not None else (second, first)
-        if update.record is None or residual.width != update.width or update.record != len(self.records) - 1:
+        residual, update = (first, second) if second.records else (second, first)
+        if not update.records or residual.width != update.width or update.records[-1] != len(self.records) - 1:
             raise self._unsupported(node, "only a linear layer's output can be added to the residual")
-        record = self.records[update.record]
-        record[Field.Y] = residual.offset
-        record[Field.FLAGS] |= Flag.ACCUMULATE
+        for record in update.records:
+            self.records[record][Field.Y] = residual.offset
+            self.records[record][Field.FLAGS] |= Flag.ACCUMULATE
         self.values[node.output[0]] = Value(residual.offset, residual.width)
 
     def _unsupported(self, node: Any, why: str) -> PackageError:

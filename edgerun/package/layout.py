@@ -15,9 +15,12 @@ q6k     q uint8 [Nb, G, 6, 16, 4]         lines 0..3 as q4: the low 4 bits; line
         d float16 [Nb, ceil(G/8), 16]     g*32+h*16+p*4+j; s of every 16 columns, d of 256
 ternary q uint8 [Nb, G, 2, 16, 4]         byte (b, g, h, r, j), bits 2p and 2p+1: row         (q - 1) * d
         d float32 [1]                     b*16+r, column g*32+h*16+p*4+j                      (BitNet)
+ternary q uint8 [32 G, Sn, 4, 4, 4]       byte (k, s, a, u, r), bits 2p and 2p+1: row         (q - 1) * d
+columns d float32 [1]                     s*256+p*64+u*16+a*4+r, column k; Sn = ceil(N/256)
 f32     w float32 [Nb, K, 16]             (b, k, r): row b*16+r, column k                     w
 ======  ================================  ==================================================  ====================
 
+In ``ternary_columns`` a column's bytes lie together, for kernels that leave out columns whose input is zero.
 Padding rows and columns hold the value 0 (q4: nibble 8; q6k: 32; ternary: 1; all others: 0; scales and factors: 0).
 Everything here works on blocks of rows, so that temporaries stay at a few MiB whatever the matrix.
 """
@@ -30,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun_kernels.record import COLUMN_ROWS as COLUMN_ROWS
 from edgerun_kernels.record import GROUP as GROUP  # the kernels' own numbers: a package is laid out for them
 from edgerun_kernels.record import ROWS as ROWS
 from edgerun_kernels.record import SUPER_GROUPS as SUPER_GROUPS
@@ -74,6 +78,7 @@ _FORMATS = {
     "q8": _Format("q8_0", "i1", 8, ("q", "d")),
     "q6k": _Format("q6_k", "u1", 6, ("q", "s", "d"), 63, 32),
     "ternary": _Format("ternary", "u1", 2, ("q", "d"), 2, 1),
+    "ternary_columns": _Format("ternary", "u1", 2, ("q", "d"), 2, 1),
     "f32": _Format("f32", "<f4", 32, ("w",)),
 }
 FORMATS = tuple(_FORMATS)
@@ -91,6 +96,9 @@ def parts(fmt: str, n: int, k: int) -> dict[str, Part]:
     blocks, groups = -(-n // ROWS), -(-k // GROUP)
     if fmt == "f32":
         return {"w": Part(np.dtype("<f4"), (blocks, k, ROWS))}
+    if fmt == "ternary_columns":
+        shape = (groups * GROUP, -(-n // COLUMN_ROWS), 4, 4, 4)
+        return {"q": Part(np.dtype("u1"), shape), "d": Part(np.dtype("<f4"), (1,))}
     wanted = {"q": Part(np.dtype(_FORMATS[fmt].payload), (blocks, groups, _FORMATS[fmt].lines, ROWS, 4))}
     if fmt == "ternary":
         return wanted | {"d": Part(np.dtype("<f4"), (1,))}
@@ -123,6 +131,8 @@ def pack(
     payload = "w" if fmt == "f32" else "q"
     if values.dtype != wanted[payload].dtype:
         raise ValueError(f"{fmt} needs {wanted[payload].dtype} values, got {values.dtype}")
+    if fmt == "ternary_columns":
+        return {"q": _columns(values, wanted["q"].shape), "d": np.asarray(d, np.float32)}
     packed: dict[str, Array] = {suffix: np.empty(part.shape, part.dtype) for suffix, part in wanted.items()}
     width = k if fmt == "f32" else wanted[payload].shape[1] * GROUP
     for start, stop in _row_blocks(len(packed[payload]), width):
@@ -145,6 +155,8 @@ def _plain_shape(suffix: str, stored: tuple[int, ...], n: int) -> tuple[int, ...
 def unpack(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> Unpacked:
     """Undo `pack` for an n x k matrix: exactly the values, scales, minima and factors that were packed."""
     payload, blocks = _checked(fmt, tensors, n, k)
+    if fmt == "ternary_columns":
+        return Unpacked(_from_columns(payload)[:n, :k], tensors["d"].copy())
     values: Array = np.empty((n, k), payload.dtype)
     beside: dict[str, Array] = {}
     for suffix in ("d", "m", "s"):
@@ -165,6 +177,8 @@ def unpack(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> Unpacked:
 def dequantise(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> NDArray[np.float32]:
     """The n x k matrix as float32 [N, K], computed in float32 as the table at the top of this module says."""
     payload, blocks = _checked(fmt, tensors, n, k)
+    if fmt == "ternary_columns":
+        return (_from_columns(payload)[:n, :k].astype(np.float32) - 1) * tensors["d"]
     dense = np.empty((n, k), np.float32)
     for start, stop in blocks:
         first, last = start * ROWS, min(n, stop * ROWS)
@@ -217,13 +231,34 @@ def _interleave(fmt: str, rows: Array) -> Array:
         return rows.reshape(blocks, ROWS, -1).transpose(0, 2, 1)
     if fmt == "q8":
         return rows.reshape(blocks, ROWS, -1, 8, 4).transpose(0, 2, 3, 1, 4)
-    if rows.size and rows.max() > _FORMATS[fmt].largest:
-        raise ValueError(f"{fmt} needs codes 0..{_FORMATS[fmt].largest}, got {rows.max()}")
+    _check_codes(fmt, rows)
     if fmt == "ternary":
         return _interleaved_pairs(rows)
     if fmt == "q6k":
         return np.concatenate([_interleaved_nibbles(rows & 15), _interleaved_pairs(rows >> 4)], axis=2)
     return _interleaved_nibbles(rows)
+
+
+def _check_codes(fmt: str, rows: Array) -> None:
+    if rows.size and rows.max() > _FORMATS[fmt].largest:
+        raise ValueError(f"{fmt} needs codes 0..{_FORMATS[fmt].largest}, got {rows.max()}")
+
+
+def _columns(codes: Array, shape: tuple[int, ...]) -> Array:
+    """Ternary codes [N, K], column by column."""
+    _check_codes("ternary_columns", codes)
+    n, k = codes.shape
+    padded = np.full((shape[0], shape[1] * COLUMN_ROWS), _FORMATS["ternary_columns"].zero, np.uint8)
+    padded[:k, :n] = codes.T
+    pairs = padded.reshape(*shape[:2], 4, 4, 4, 4)  # k, s, p, u, a, r
+    packed: Array = pairs[:, :, 0] | (pairs[:, :, 1] << 2) | (pairs[:, :, 2] << 4) | (pairs[:, :, 3] << 6)
+    return np.ascontiguousarray(packed.swapaxes(2, 3))
+
+
+def _from_columns(q: Array) -> Array:
+    """[256 Sn, 32 G] codes."""
+    pairs = np.stack([q >> shift & 3 for shift in (0, 2, 4, 6)], axis=2)  # k, s, p, a, u, r
+    return pairs.swapaxes(3, 4).reshape(len(q), -1).T
 
 
 def _interleaved_nibbles(rows: Array) -> Array:

@@ -49,6 +49,7 @@ OPERATORS: dict[str, OperatorSpec] = {
         *(OperatorSpec(f"Embed{s}", ("input_ids", *p), ("x",), _MATRIX, f) for s, (f, p) in _WEIGHTS.items()),
         *(OperatorSpec(f"Linear{s}", ("x", *p), ("y",), _MATRIX, f) for s, (f, p) in _WEIGHTS.items()),
         OperatorSpec("BitLinear", ("x", "q", "d"), ("y",), _MATRIX, "ternary"),
+        OperatorSpec("SparseBitLinear", ("x", "q", "d"), ("y",), _MATRIX, "ternary_columns"),
         OperatorSpec("RotaryCosSin", ("position_ids", "inv_freq"), ("cos", "sin"), {}),
         OperatorSpec("CausalMask", ("position_ids", "past_key"), ("mask",), {}),
         OperatorSpec(
@@ -74,6 +75,7 @@ FINGERPRINTS = {
     "LinearQ6K": "1bd47e3566a11edf4a8c220eb88cb9f0",
     "LinearF32": "d8c67b5e22e18fe700cbf7159956f20c",
     "BitLinear": "de80fb81d70759cb2a319e129953ff04",
+    "SparseBitLinear": "53a149181f4ae84c4df6c0878ec2762d",
     "RotaryCosSin": "d9dd59db631c4a0acfeba04b0baa3465",
     "CausalMask": "b51337256d82ba2224dc56d99a80ce25",
     "Attention": "25be848dc19ec7013fa8ee873f95eac9",
@@ -83,7 +85,10 @@ FINGERPRINTS = {
 """What `fingerprint` says of each function of format version 1: reading a package needs no parser."""
 
 _EMBED = {fmt: f"Embed{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()}
-_LINEAR = {fmt: f"Linear{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()} | {"ternary": "BitLinear"}
+_LINEAR = {fmt: f"Linear{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()} | {
+    "ternary": "BitLinear",
+    "ternary_columns": "SparseBitLinear",
+}
 EMBEDS, LINEARS, GATES = tuple(_EMBED.values()), tuple(_LINEAR.values()), ("SwiGLU", "SquaredReLU")
 """Operators of which one stands in a place of the graph."""
 
@@ -368,14 +373,7 @@ _EMBED_Q6K = f"""
 
 # int8 by numbers that count from 1, summed in 32 bits: the arithmetic that BitNet models are trained in. Scales come
 # one after the other: onnxruntime fuses their product with a following bias in the wrong order.
-_BIT_LINEAR = f"""{_pairs("q", 3)}
-    columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (pairs)
-    column_shape = Constant <value_ints = [-1]> ()
-    n_blocks = Shape <start = 0, end = 1> (q)
-    sixteen = Constant <value_ints = [16]> ()
-    n_rows = Mul(n_blocks, sixteen)
-    all_shape = Concat <axis = 0> (column_shape, n_rows)
-    padded = Reshape(columns, all_shape){_WEIGHT}
+_TERNARY_PRODUCT = f"""{_WEIGHT}
     one_i = Constant <value_int = 1> ()
     one = Cast <to = 3> (one_i)
     trits = Cast <to = 3> (weight)
@@ -397,6 +395,19 @@ _BIT_LINEAR = f"""{_pairs("q", 3)}
     by_d = Mul(numbers, d)
     y = Mul(by_d, step)
 """
+
+_BIT_LINEAR = f"""{_pairs("q", 3)}
+    columns = Transpose <perm = [1, 2, 3, 5, 0, 4]> (pairs)
+    column_shape = Constant <value_ints = [-1]> ()
+    n_blocks = Shape <start = 0, end = 1> (q)
+    sixteen = Constant <value_ints = [16]> ()
+    n_rows = Mul(n_blocks, sixteen)
+    all_shape = Concat <axis = 0> (column_shape, n_rows)
+    padded = Reshape(columns, all_shape){_TERNARY_PRODUCT}"""
+
+_SPARSE_BIT_LINEAR = f"""{_pairs("q", 2)}
+    columns = Transpose <perm = [0, 1, 2, 4, 3, 5]> (pairs)
+    padded = Flatten <axis = 1> (columns){_TERNARY_PRODUCT}"""
 
 _EMBED_F32 = f"""
     rows = Transpose <perm = [0, 2, 1]> (w)
@@ -449,4 +460,5 @@ _BODIES = {
     y = Mul(squared, up)
 """,
     "BitLinear": _BIT_LINEAR,
+    "SparseBitLinear": _SPARSE_BIT_LINEAR,
 }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _FLOAT, _INT64 = 1, 7  # TensorProto.DataType
 _ATTRIBUTE_TYPES = {"float": 1, "int": 2}  # AttributeProto.AttributeType
 _NORM = {"axis": "int", "epsilon": "float", "stash_type": "int"}
-_EXPECTED = {EMBEDS: "Embed*", LINEARS: "Linear* or BitLinear", GATES: " or ".join(GATES)}
+_EXPECTED = {EMBEDS: "Embed*", LINEARS: "Linear*, BitLinear or SparseBitLinear", GATES: " or ".join(GATES)}
 
 
 class Wanted(NamedTuple):
@@ -206,7 +206,7 @@ class _Check:
         fmt = OPERATORS[node.op_type].weights
         assert fmt is not None
         for name, part in zip(node.input[1:], parts(fmt, n, k).values(), strict=True):
-            scale = fmt == "ternary" and len(part.shape) == 1
+            scale = fmt.startswith("ternary") and len(part.shape) == 1
             self._want(node, name, Wanted(part, node.name, vector=scale, positive=scale))
 
     def _vector(self, node: NodeProto, at: int, length: int, positive: bool = False) -> None:

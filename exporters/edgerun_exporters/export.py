@@ -86,8 +86,11 @@ def _formats(description: Description, quant: str) -> dict[str, str]:
     matrices = description.matrices()
     any_ternary = any(matrix.ternary is not None for matrix in matrices)
     ends = (description.embedding, description.output)
+    # Behind a squared ReLU most inputs are zero, and kernels leave out their columns.
+    squared = description.activation == "SquaredReLU"
+    sparse = {layer.matrices["down_proj"].name for layer in description.layers if squared}
     return {
-        matrix.name: "ternary"
+        matrix.name: ("ternary_columns" if matrix.name in sparse else "ternary")
         if matrix.ternary is not None
         else choose_format(matrix.source, linear=matrix not in ends, quant=quant, ternary=any_ternary)
         for matrix in matrices

@@ -112,11 +112,13 @@ def _reserve(file: int, size: int) -> None:
 def _packed(checkpoint: Checkpoint, matrix: Matrix, kind: str) -> Iterator[tuple[int, dict[str, layout.Array]]]:
     """(first row, tensors) for one run of rows after another."""
     step = max(1, _CHUNK // (matrix.columns * layout.ROWS)) * layout.ROWS
-    if kind == "ternary":
+    if kind.startswith("ternary"):
         scale, trits = matrix.open_ternary(checkpoint)
+        d = np.full(1, scale, np.float32)
+        if kind == "ternary_columns":  # every column holds all rows
+            step = matrix.rows
         for start in range(0, matrix.rows, step):
-            codes = trits(start, min(matrix.rows, start + step))
-            yield start, layout.pack("ternary", codes, np.full(1, scale, np.float32))
+            yield start, layout.pack(kind, trits(start, min(matrix.rows, start + step)), d)
         return
     for start in range(0, matrix.rows, step):
         rows = matrix.read(checkpoint, start, min(matrix.rows, start + step))

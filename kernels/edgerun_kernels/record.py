@@ -53,6 +53,8 @@ class Op(IntEnum):
     LINEAR_TERNARY = 20
     QUANTIZE_ROWS = 21
     SQUARED_RELU = 22
+    LINEAR_TERNARY_COLUMNS = 23
+    GATHER_COLUMNS = 24
 
 
 class Field(IntEnum):
@@ -114,7 +116,8 @@ class Run(IntEnum):
     SIN = 8
     BARRIER = 9  # address of two int64 on cache lines of their own
     CHUNK = 10  # positions in a part of the decode attention
-    PROFILE = 11  # address of an int64 per op, to which thread 0 adds the ticks that it took; 0: nobody asks
+    PROFILE = 11  # address of int64 [2, ops]: thread 0 adds the ticks that each took, the columns read; 0: nobody asks
+    COLUMNS_READ = 12  # where in it the op that runs counts its columns; 0 as PROFILE
     COUNT = 16
 
 
@@ -139,6 +142,13 @@ TILE_HEADER = 64
 
 ROW_SCALES = 16
 """Where the scales lie in the header of a tile of rows with one scale each."""
+COLUMN_ROWS = 256
+"""Weight rows whose bits lie in one line of a column, of a matrix that lies column by column."""
+COLUMN_AHEAD = 32
+"""Columns by which prefetching runs ahead there, into the second cache: fetched nearer, or into the first cache, they
+come too late."""
+TILE_SUMS = 64 * 4 * TILE_ROWS
+"""Bytes of the sums of a tile of rows there: four vectors each."""
 SUPER_GROUPS = 8
 """Groups that share a float16 scale in q6k, each with two int8 factors of its own."""
 
@@ -170,6 +180,14 @@ def row_activation_bytes(k: int, rows: int) -> int:
     """Bytes of a tile of rows with one scale each: the header holds the rows' int32 offsets (minus the sum of the
     integers) and, at ROW_SCALES, their float32 scales; then per group of 32 columns each row's 32 int8; whole lines."""
     return -(-(TILE_HEADER + -(-k // GROUP) * GROUP * rows) // 64) * 64
+
+
+def columns_scratch_bytes(n: int, k: int, rows: int) -> int:
+    """A thread's scratch for a layer with n x k weights column by column, and up to ``rows`` rows: for one row, sums,
+    addresses of its columns and their inputs; for several, the sums of their tiles."""
+    padded = -(-k // GROUP) * GROUP
+    one = 4 * -(-n // COLUMN_ROWS) * COLUMN_ROWS + 8 * (padded + COLUMN_AHEAD) + padded
+    return max(one, TILE_SUMS * -(-rows // TILE_ROWS))
 
 
 def kv_head_bytes(cache: str, head_dim: int) -> int:

@@ -101,7 +101,11 @@ def dequantise_q6k(q: Array, s: Array, d: Array) -> F32:
 
 
 def ternary_rows(q: Array) -> NDArray[np.int64]:
-    """Ternary bytes uint8 [Nb, G, 2, 16, 4] -> -1..1, int64 [16 Nb, 32 G]."""
+    """Ternary bytes uint8 [Nb, G, 2, 16, 4] -> -1..1, int64 [16 Nb, 32 G]; by columns, uint8 [32 G, Sn, 4, 4, 4] ->
+    [256 Sn, 32 G]."""
+    if q.shape[2] == 4:
+        pairs = np.stack([q >> 2 * p & 3 for p in range(4)], 2).swapaxes(3, 4)
+        return pairs.reshape(len(q), -1).T.astype(np.int64) - 1
     return bit_pairs(q.reshape(len(q), -1, ROWS, 4)) - 1
 
 
@@ -307,7 +311,8 @@ def linear_q6k(x: Quantised, q: Array, s: Array, d: Array) -> F32:
 
 
 def linear_ternary(x: QuantisedRows, q: Array, d: Array) -> F32:
-    """float32 [rows, 16 Nb]: dot(trits, x), exact in integers, times (d * scale), bit for bit as the kernel does it."""
+    """float32 [rows, 16 Nb or 256 Sn]: dot(trits, x), exact in integers, times (d * scale), bit for bit as
+    the kernel does it."""
     dots = x.ints.astype(np.int64) @ ternary_rows(q).T
     return _rounded(dots.astype(np.float32) * (d * x.scales[:, None]) + np.float32(0))
 

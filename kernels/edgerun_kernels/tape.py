@@ -5,6 +5,7 @@ from numba.core import types
 from .attention import attention_f16, attention_f32, attention_q8, gather_attention
 from .bandwidth import read_memory
 from .barrier import wait_for_all
+from .columns import gather_columns, linear_ternary_columns
 from .embed import embed_f32, embed_q4, embed_q6k, embed_q8
 from .kernel import INT, exported, inner
 from .linear import linear_q4, linear_q6k, linear_q8, linear_ternary
@@ -22,6 +23,7 @@ LINEAR_Q4_FLOAT, LINEAR_Q8_FLOAT = int(Op.LINEAR_Q4_FLOAT), int(Op.LINEAR_Q8_FLO
 ATTENTION_F16, ATTENTION_F32, ATTENTION_Q8 = int(Op.ATTENTION_F16), int(Op.ATTENTION_F32), int(Op.ATTENTION_Q8)
 EMBED_Q6K, LINEAR_Q6K, LINEAR_Q6K_FLOAT = int(Op.EMBED_Q6K), int(Op.LINEAR_Q6K), int(Op.LINEAR_Q6K_FLOAT)
 LINEAR_TERNARY, QUANTIZE_ROWS, SQUARED_RELU = int(Op.LINEAR_TERNARY), int(Op.QUANTIZE_ROWS), int(Op.SQUARED_RELU)
+LINEAR_TERNARY_COLUMNS, GATHER_COLUMNS = int(Op.LINEAR_TERNARY_COLUMNS), int(Op.GATHER_COLUMNS)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 
 
@@ -31,6 +33,10 @@ def run_op(code, op, run, tid, n_threads):
         linear_q4(op, run, tid, n_threads)
     elif code == LINEAR_TERNARY:
         linear_ternary(op, run, tid, n_threads)
+    elif code == LINEAR_TERNARY_COLUMNS:
+        linear_ternary_columns(op, run, tid, n_threads)
+    elif code == GATHER_COLUMNS:
+        gather_columns(op, run, tid, n_threads)
     elif code == QUANTIZE:
         quantize(op, run, tid, n_threads)
     elif code == RMS_NORM:
@@ -80,7 +86,10 @@ def run_tape(tape, n_ops, run, tid, n_threads):
     barrier = field(run, Run.BARRIER)
     profile = field(run, Run.PROFILE) if tid == 0 else 0
     for i in range(n_ops):
-        start = ticks() if profile != 0 else 0
+        start = 0
+        if profile != 0:
+            store_i64(run + 8 * Run.COLUMNS_READ, profile + 8 * (n_ops + i))
+            start = ticks()
         op = tape + 8 * Field.COUNT * i
         run_op(field(op, Field.CODE), op, run, tid, n_threads)
         when = field(op, Field.BARRIER)

@@ -42,7 +42,7 @@ def exported(model: Bitnet, form: str, folder: Path) -> Package:
 
 
 def ternary_tensors(package: Package) -> dict[str, bytes]:
-    nodes = [node for node in package.graph.node if node.op_type == "BitLinear"]
+    nodes = [node for node in package.graph.node if node.op_type in ("BitLinear", "SparseBitLinear")]
     return {name: package.tensor(name).tobytes() for node in nodes for name in node.input[1:]}
 
 
@@ -60,7 +60,8 @@ def test_the_bytes_are_the_models(model: Bitnet, tmp_path: Path) -> None:
         ours = name.removeprefix("model.").replace("self_attn", "attention") + ".weight"
         values, scale = trits(model.state[f"{name}.weight"])
         n, k = values.shape
-        stored = layout.unpack("ternary", {part: package.tensor(f"{ours}.{part}") for part in ("q", "d")}, n, k)
+        fmt = "ternary_columns" if ours.endswith("down_proj.weight") else "ternary"
+        stored = layout.unpack(fmt, {part: package.tensor(f"{ours}.{part}") for part in ("q", "d")}, n, k)
         np.testing.assert_array_equal(stored.values - 1.0, values.numpy())
         assert stored.d is not None and float(stored.d[0]) == float(scale) == SCALE
 
@@ -77,7 +78,7 @@ def test_what_a_package_says(model: Bitnet, tmp_path: Path) -> None:
 def test_quant_decides_the_embedding_only(quant: str, fmt: str, model: Bitnet, tmp_path: Path) -> None:
     export(write(model, "packed", tmp_path / "source"), tmp_path / "pkg", quant=quant)
     used = {node.op_type for node in open_package(tmp_path / "pkg").graph.node}
-    assert fmt in used and "BitLinear" in used
+    assert {fmt, "BitLinear", "SparseBitLinear"} <= used
 
 
 def test_the_first_generation_has_silu_and_its_own_names(tmp_path: Path) -> None:
@@ -98,7 +99,8 @@ def test_the_first_generation_has_silu_and_its_own_names(tmp_path: Path) -> None
     one, two = (open_package(tmp_path / name) for name in ("gguf", "hf.pkg"))
     assert ternary_tensors(one) == ternary_tensors(two)
     for package in (one, two):
-        assert "SwiGLU" in {node.op_type for node in package.graph.node}
+        used = {node.op_type for node in package.graph.node}
+        assert "SwiGLU" in used and "SparseBitLinear" not in used, "few inputs of down_proj are zero behind SiLU"
         assert "layers.0.mlp.down_proj.norm.weight" in {tensor.name for tensor in package.graph.initializer}
 
 

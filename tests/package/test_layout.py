@@ -25,9 +25,10 @@ def random_matrix(fmt: str, n: int, k: int, seed: int) -> layout.Unpacked:
         "q8": (-128, 128, np.int8),
         "q6k": (0, 64, np.uint8),
         "ternary": (0, 3, np.uint8),
+        "ternary_columns": (0, 3, np.uint8),
     }.get(fmt, (0, 16, np.uint8))
     values = rng.integers(low, high, (n, k)).astype(dtype)
-    if fmt == "ternary":
+    if fmt.startswith("ternary"):
         return layout.Unpacked(values, rng.standard_normal(1).astype(np.float32))
     groups = -(-k // layout.GROUP)
     d, m = rng.standard_normal((2, n, -(-groups // 8) if fmt == "q6k" else groups)).astype(np.float16)
@@ -41,6 +42,10 @@ def stated_value(fmt: str, tensors: dict[str, NDArray[Any]], row: int, column: i
     if fmt == "f32":
         return np.float32(tensors["w"][block, column, r])
     g, within = divmod(column, 32)
+    if fmt == "ternary_columns":
+        slab, row = divmod(row, 256)
+        byte = int(tensors["q"][column, slab, row % 16 // 4, row % 64 // 16, row % 4])
+        return (np.float32(byte >> 2 * (row // 64) & 3) - np.float32(1)) * tensors["d"][0]
     if fmt == "ternary":
         byte = int(tensors["q"][block, g, within // 16, r, within % 4])
         return (np.float32(byte >> 2 * (within % 16 // 4) & 3) - np.float32(1)) * tensors["d"][0]

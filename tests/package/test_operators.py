@@ -16,7 +16,7 @@ from edgerun_kernels import reference
 
 Array = NDArray[Any]
 ODD_SHAPES = [(16, 32), (5, 7), (33, 70), (48, 96), (1, 1), (31, 64), (17, 300), (20, 520)]
-EMBEDDED = [fmt for fmt in layout.FORMATS if fmt != "ternary"]
+EMBEDDED = [fmt for fmt in layout.FORMATS if not fmt.startswith("ternary")]
 
 _RANK = {"mask": 4, "present_key": 4, "present_value": 4}
 
@@ -88,14 +88,15 @@ def test_linear(fmt: str, n: int, k: int) -> None:
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("fmt", ["ternary", "ternary_columns"])
 @pytest.mark.parametrize("pattern", ["normal", "outliers", "ties", "zeros", "tiny", "huge"])
-@pytest.mark.parametrize(("n", "k"), ODD_SHAPES)
-def test_bit_linear(n: int, k: int, pattern: str) -> None:
+@pytest.mark.parametrize(("n", "k"), [*ODD_SHAPES, (300, 40)])
+def test_bit_linear(n: int, k: int, pattern: str, fmt: str) -> None:
     """Within 2 ulp: the integers are the same, and onnxruntime may multiply them by one scale after the other."""
     rng = np.random.default_rng(n * k)
     codes = rng.integers(0, 3, (n, k)).astype(np.uint8)
-    tensors = layout.pack("ternary", codes, np.array([0.37], np.float32))
-    dense = layout.dequantise("ternary", tensors, n, k)
+    tensors = layout.pack(fmt, codes, np.array([0.37], np.float32))
+    dense = layout.dequantise(fmt, tensors, n, k)
     np.testing.assert_array_equal(dense, (codes.astype(np.float32) - 1) * np.float32(0.37))
     x = rng.standard_normal((2, 3, k)).astype(np.float32)
     if pattern == "outliers":
@@ -104,7 +105,7 @@ def test_bit_linear(n: int, k: int, pattern: str) -> None:
         x = rng.integers(-253, 254, x.shape).astype(np.float32) / 2
         x[..., 0] = 127
     x = x * np.float32({"zeros": 0, "tiny": 1e-7, "huge": 1e30}.get(pattern, 1))
-    (y,) = run("BitLinear", {"x": x}, tensors, N=n, K=k)
+    (y,) = run(operators.linear_operator(fmt), {"x": x}, tensors, N=n, K=k)
     assert y.shape == (2, 3, n)
     rows = reference.quantize_rows(x.reshape(6, k))
     wanted = reference.linear_ternary(rows, tensors["q"], tensors["d"])[:, :n]

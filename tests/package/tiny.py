@@ -37,10 +37,12 @@ class Shape:
     gate: str = "SwiGLU"
     sub_norms: bool = False
     """Whether there is a norm before o_proj and down_proj, too."""
+    down: str | None = None
+    """The format of down_proj, if it differs from that of the other linear layers."""
     epsilon: float = 1e-5
 
 
-BITNET = Shape(linear="ternary", embedding="q6k", gate="SquaredReLU", sub_norms=True)
+BITNET = Shape(linear="ternary", embedding="q6k", gate="SquaredReLU", sub_norms=True, down="ternary_columns")
 
 
 @dataclass
@@ -78,8 +80,8 @@ def random_tensors(fmt: str, n: int, k: int, rng: np.random.Generator) -> dict[s
     if fmt == "q8":
         d = rng.uniform(0.5, 1, (n, groups)) * spread / 64
         return layout.pack("q8", rng.integers(-127, 128, (n, k)).astype(np.int8), d.astype(np.float16))
-    if fmt == "ternary":
-        return layout.pack("ternary", rng.integers(0, 3, (n, k)).astype(np.uint8), np.array([1.2 * spread], np.float32))
+    if fmt.startswith("ternary"):
+        return layout.pack(fmt, rng.integers(0, 3, (n, k)).astype(np.uint8), np.array([1.2 * spread], np.float32))
     if fmt == "q6k":
         codes = rng.integers(0, 64, (n, k)).astype(np.uint8)
         s = (rng.integers(32, 128, (n, 2 * groups)) * rng.choice([-1, 1], (n, 2 * groups))).astype(np.int8)
@@ -113,8 +115,8 @@ def build(shape: Shape | None = None, seed: int = 0) -> Parts:
             tensors.update({f"{name}.{suffix}": a for suffix, a in random_tensors(fmt, n, k, rng).items()})
         return [f"{name}.{suffix}" for suffix in layout.parts(fmt, n, k)]
 
-    def linear(x: str, name: str, n: int, k: int) -> str:
-        y = node(operators.linear_operator(s.linear), name, [x, *matrix(f"{name}.weight", s.linear, n, k)], N=n, K=k)
+    def linear(x: str, name: str, n: int, k: int, fmt: str = s.linear) -> str:
+        y = node(operators.linear_operator(fmt), name, [x, *matrix(f"{name}.weight", fmt, n, k)], N=n, K=k)
         if not s.biases:
             return y
         return node("Add", f"{name}.biased", [y, vector(f"{name}.bias", rng.standard_normal(n) * 0.1)])
@@ -149,7 +151,7 @@ def build(shape: Shape | None = None, seed: int = 0) -> Parts:
         g = node(s.gate, f"{at}.mlp.{s.gate.lower()}", gated)
         if s.sub_norms:
             g = norm(g, f"{at}.mlp.sub_norm", s.intermediate_size)
-        d = linear(g, f"{at}.mlp.down_proj", s.hidden_size, s.intermediate_size)
+        d = linear(g, f"{at}.mlp.down_proj", s.hidden_size, s.intermediate_size, s.down or s.linear)
         x = node("Add", f"{at}.mlp.residual", [x, d])
     head = table if s.tied else matrix("output.weight", s.embedding, s.vocab_size, s.hidden_size)
     node(operators.linear_operator(s.embedding), "output", [norm(x, "final_norm"), *head], ["logits"], **sizes)
@@ -201,7 +203,7 @@ def _config(s: Shape) -> dict[str, Any]:
     same = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
     return {
         "format_version": 1,
-        "family": "bitnet" if s.linear == "ternary" else "llama",
+        "family": "bitnet" if s.linear.startswith("ternary") else "llama",
         "name": "tiny",
         **{name: getattr(s, name) for name in same},
         "context_length": s.context_length,

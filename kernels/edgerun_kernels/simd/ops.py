@@ -282,6 +282,35 @@ max_f32 = _reduce(f32x16, types.float32, lambda b, x, y: b.select(b.fcmp_ordered
 
 
 @intrinsic
+def nonzero_bytes(typingctx, address):
+    """Bit i of the result: whether byte i of the 64 at an address is not 0."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        kind = ir.VectorType(I8, 64)
+        stored = b.load(b.inttoptr(args[0], kind.as_pointer()))
+        stored.align = 1
+        return b.bitcast(b.icmp_unsigned("!=", stored, ir.Constant(kind, [0] * 64)), I64)
+
+    return types.int64(types.int64), codegen
+
+
+def _bits(name: str, *more: ir.Constant) -> Any:
+    @intrinsic
+    def operation(typingctx, value):
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            fn = declare(b, name, I64, [I64, *(constant.type for constant in more)])
+            return b.call(fn, [args[0], *more])
+
+        return types.int64(types.int64), codegen
+
+    return operation
+
+
+count_ones, first_one = _bits("llvm.ctpop.i64"), _bits("llvm.cttz.i64", ir.Constant(ir.IntType(1), 1))
+"""Of an int64: how many bits are set; which is the lowest that is (any number if none is)."""
+
+
+@intrinsic
 def sqrt(typingctx, value):
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.call(declare(b, "llvm.sqrt.f32", F32, [F32]), args)

@@ -32,6 +32,16 @@ def load_at(b: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Type, alig
     return value
 
 
+def interleaved(b: ir.IRBuilder, x: ir.Value, y: ir.Value, unit: int, high: int) -> ir.Value:
+    """x0 y0 x1 y1 ... of the low or the high halves of every 16 bytes, in units of so many bytes: one instruction."""
+    n_bytes, per = x.type.count, 16 // unit
+    kind = ir.VectorType(ir.IntType(8 * unit), n_bytes // unit)
+    starts = [lane * per + high * per // 2 for lane in range(n_bytes // 16)]
+    index = [start + i + side * kind.count for start in starts for i in range(per // 2) for side in (0, 1)]
+    mask = ir.Constant(ir.VectorType(I32, kind.count), index)
+    return b.bitcast(b.shuffle_vector(b.bitcast(x, kind), b.bitcast(y, kind), mask), x.type)
+
+
 class Tile:
     """The operations of tiles of one size. ``lanes``: weight rows in a vector, 16 or 8."""
 
@@ -186,6 +196,28 @@ class Tile:
 
         return load_floats
 
+    def columns(self, first: int) -> Any:
+        """Weights of four columns, each a vector of bytes at an address, side by side as ``dot`` wants them.
+
+        Byte 16 a + 4 u + r of a column goes to lane 4 a + r of block u; with fewer than four blocks, the first is
+        ``first``, 0 or 2.
+        """
+        weights = self.weights
+
+        @intrinsic
+        def columns(typingctx, a0, a1, a2, a3):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                one, two, three, four = (load_at(b, address, 0, self.i8.llvm, 1) for address in args)
+                values = []
+                for high in range(first // 2, (first + self.blocks) // 2):
+                    pair, other = interleaved(b, one, two, 1, high), interleaved(b, three, four, 1, high)
+                    values += [interleaved(b, pair, other, 2, half) for half in (0, 1)]
+                return cgutils.pack_array(b, values)
+
+            return weights(*[types.int64] * 4), codegen
+
+        return columns
+
     def _blocks(self, b: ir.IRBuilder, address: ir.Value, stride: ir.Value, kind: ir.Type) -> list[ir.Value]:
         values = []
         for block in range(self.blocks):
@@ -207,6 +239,22 @@ class Tile:
             return weights(weights), codegen
 
         return part
+
+    def two_bits(self) -> Any:
+        """Bits 2i and 2i + 1 of every byte, as numbers, for an i that is known at run time."""
+        weights = self.weights
+
+        @intrinsic
+        def two_bits(typingctx, value, index):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                words, three = self.i32.llvm, ir.Constant(self.i8.llvm, [3] * self.i8.llvm.count)
+                by = splat_value(b, b.shl(b.trunc(args[1], I32), ir.Constant(I32, 1)), words.count)
+                moved = (b.lshr(b.bitcast(b.extract_value(args[0], i), words), by) for i in range(self.blocks))
+                return cgutils.pack_array(b, [b.and_(b.bitcast(block, self.i8.llvm), three) for block in moved])
+
+            return weights(weights, types.int64), codegen
+
+        return two_bits
 
     def masked(self, mask: int) -> Any:
         """Every byte's bits under ``mask``, where they stand."""
@@ -326,34 +374,44 @@ class Tile:
 
         return add_outer
 
-    def store(self) -> Any:
-        """Stores every vector, 64 bytes apart."""
-        floats = self.floats
-
+    def _store(self, kind: Any, tile: Any) -> Any:
         @intrinsic
-        def store(typingctx, address, acc):
+        def store(typingctx, address, values):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
                 for i in range(self.rows * self.blocks):
                     pointer = b.gep(b.inttoptr(args[0], I8.as_pointer()), [ir.Constant(I64, 64 * i)])
-                    b.store(b.extract_value(args[1], i), b.bitcast(pointer, self.f32.llvm.as_pointer())).align = 4
+                    b.store(b.extract_value(args[1], i), b.bitcast(pointer, kind.llvm.as_pointer())).align = 4
                 return ctx.get_dummy_value()
 
-            return types.void(types.int64, floats), codegen
+            return types.void(types.int64, tile), codegen
 
         return store
 
-    def restore(self) -> Any:
-        """What ``store`` stored."""
-        floats = self.floats
-
+    def _restore(self, kind: Any, tile: Any) -> Any:
         @intrinsic
         def restore(typingctx, address):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-                return self._each(b, lambda i, block, row: load_at(b, args[0], 64 * i, self.f32.llvm, 4))
+                return self._each(b, lambda i, block, row: load_at(b, args[0], 64 * i, kind.llvm, 4))
 
-            return floats(types.int64), codegen
+            return tile(types.int64), codegen
 
         return restore
+
+    def store(self) -> Any:
+        """Stores every vector, 64 bytes apart."""
+        return self._store(self.f32, self.floats)
+
+    def restore(self) -> Any:
+        """What ``store`` stored."""
+        return self._restore(self.f32, self.floats)
+
+    def store_sums(self) -> Any:
+        """As ``store``, for integer sums."""
+        return self._store(self.i32, self.ints)
+
+    def restore_sums(self) -> Any:
+        """What ``store_sums`` stored."""
+        return self._restore(self.i32, self.ints)
 
 
 def stack_memory(n_bytes: int) -> Any:
