@@ -9,9 +9,9 @@ Results do not depend on it: a row is the same bits at every number of threads.
 GOOD_RUNS = 4
 """Runs with one thread more before it is kept: the system lets one that has just woken go first."""
 SHORTEST = 4
-LONGEST_MORE, LONGEST_FEWER = 64, 512
-"""Runs from a trial that failed to the next: each time twice as many. Soon back to all threads; more rarely away from
-them, where waits are long for reasons that fewer threads do not cure."""
+LONGEST_MORE, LONGEST_FEWER = 64, 256
+"""Runs from a trial that failed to the next: each time four times as many. Soon back to all threads; more rarely away
+from them, where waits are long for reasons that fewer threads do not cure."""
 
 
 class Trials:
@@ -26,7 +26,7 @@ class Trials:
         return self._rest == 0
 
     def failed(self) -> None:
-        self._rest, self._pause = self._pause, min(2 * self._pause, self._longest)
+        self._rest, self._pause = self._pause, min(4 * self._pause, self._longest)
 
     def succeeded(self) -> None:
         self._rest, self._pause = 0, SHORTEST
