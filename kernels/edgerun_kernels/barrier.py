@@ -5,14 +5,14 @@ busy, and the system leaves the other where it is.
 """
 
 from .kernel import inner
+from .record import Control
 from .simd.ops import atomic_add, atomic_load, atomic_store, pause, wait_on, wake_all
 
 PATIENT, IMPATIENT = 20000, 150
 """Pauses before a waiting thread sleeps. Some hundred microseconds: longer than threads of equal work on processors of
 their own keep it waiting. Where even that was not enough, another program or a thread of the team itself wants the
-processor, and the next DISTRUST waits spin for a few microseconds only."""
-DISTRUST = 1024
-GENERATION, SLEEPERS, DISTRUSTED = 64, 72, 80
+processor: that is a stall, and the job's other waits spin for a few microseconds only (the next job: ``width``)."""
+GENERATION, SLEEPERS, STALLED = 64, 72, Control.STALLED - Control.BARRIER
 """Byte offsets behind the number of arrivals."""
 
 
@@ -29,15 +29,12 @@ def wait_for_all(barrier, n_threads, patient):
         if atomic_load(barrier + SLEEPERS) != 0:
             wake_all(barrier + GENERATION)
         return
-    distrust = 0 if patient else atomic_load(barrier + DISTRUSTED)
-    if distrust > 0:
-        atomic_store(barrier + DISTRUSTED, distrust - 1)
-    for _ in range(IMPATIENT if distrust > 0 else PATIENT):
+    stalled = 0 if patient else atomic_load(barrier + STALLED)
+    for _ in range(IMPATIENT if stalled else PATIENT):
         if atomic_load(barrier + GENERATION) != generation:
             return
         pause()
-    if distrust == 0 and not patient:
-        atomic_store(barrier + DISTRUSTED, DISTRUST)
+    atomic_store(barrier + STALLED, 1)
     atomic_add(barrier + SLEEPERS, 1)
     while atomic_load(barrier + GENERATION) == generation:
         wait_on(barrier + GENERATION, generation)

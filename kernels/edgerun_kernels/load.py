@@ -15,9 +15,9 @@ from .targets import TARGETS, architecture, usable
 
 INT, FLOAT = ctypes.c_int64, ctypes.c_double
 SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "team_worker": (INT, INT, INT, INT),
+    "team_worker": (INT, INT, INT),
     "team_start": (INT, INT, INT, INT, INT, INT),
-    "team_finish": (None, INT, INT),
+    "team_finish": (None, INT),
     "team_stop": (INT, INT, INT),
     "argmax": (INT, INT, INT),
     "exp_sum": (FLOAT, INT, INT),
@@ -35,9 +35,9 @@ class Kernels:
     """The loaded functions of one instruction set; attributes are named as in SIGNATURES. Thread-safe: ctypes calls
     release the GIL."""
 
-    team_worker: Callable[[int, int, int], int]
+    team_worker: Callable[[int, int], int]
     team_start: Callable[[int, int, int, int, int], int]
-    team_finish: Callable[[int, int], None]
+    team_finish: Callable[[int], None]
     team_stop: Callable[[int, int], int]
     argmax: Callable[[int, int], int]
     exp_sum: Callable[[int, int], float]

@@ -40,7 +40,7 @@ def file_name(isa: str) -> str:
 def source_hash() -> str:
     """A hash of every source that decides what the objects contain."""
     digest = hashlib.sha256()
-    runtime_only = {"__init__.py", "load.py", "team.py", "measure.py", "reference.py"}
+    runtime_only = {"__init__.py", "load.py", "team.py", "width.py", "measure.py", "reference.py"}
     for path in sorted(HERE.rglob("*.py")):
         if path.name not in runtime_only or path.parent != HERE:
             digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

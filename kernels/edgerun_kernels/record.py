@@ -114,7 +114,7 @@ class Run(IntEnum):
     N_OUT = 6  # rows whose logits are wanted: the last ones
     COS = 7  # address, float32 [positions, head_dim / 2]
     SIN = 8
-    BARRIER = 9  # address of two int64 on cache lines of their own
+    BARRIER = 9  # address of the team's barrier
     CHUNK = 10  # positions in a part of the decode attention
     PROFILE = 11  # address of int64 [2, ops]: thread 0 adds the ticks that each took, the columns read; 0: nobody asks
     COLUMNS_READ = 12  # where in it the op that runs counts its columns; 0 as PROFILE
@@ -124,15 +124,16 @@ class Run(IntEnum):
 class Control(IntEnum):
     """Byte offsets into a team's control block; what threads write lies on cache lines of its own."""
 
-    GENERATION = 0
-    STOP = 64
-    TAPE = 128
-    N_OPS = 136
-    RUN = 144
-    UNFINISHED = 152  # 1 from a job's publication until the caller has done its own part
-    PARKED = 160  # the workers that the caller must wake for this job
-    BARRIER = 192  # arrivals; the generation follows on the next line
-    WORKERS = 320  # per worker: parked flag, last generation seen
+    STOP = 0
+    TAPE = 64
+    N_OPS = 72
+    RUN = 80
+    N_THREADS = 88  # that take part in this job: the caller and the first workers
+    UNFINISHED = 96  # 1 from a job's publication until the caller has done its own part
+    PARKED = 104  # the workers that the caller must wake for this job
+    BARRIER = 128  # arrivals; on the next line generation and sleepers
+    STALLED = 208  # 1 from when a thread has lost its patience at the barrier, until the next job
+    WORKERS = 256  # per worker: whether it is awake, parked or called
     WORKER_STRIDE = 64
 
 

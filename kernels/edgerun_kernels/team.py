@@ -1,18 +1,20 @@
 """The thread team: persistent workers that run a tape together with the calling thread.
 
 The compiled half (``team_loop.py``) spins, yields and parks; this half owns the threads and the semaphores on which
-parked workers sleep. One job at a time: callers take turns.
+parked workers sleep, and says how many threads a job takes. One job at a time: callers take turns.
 """
 
 import ctypes
 import os
 import threading
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from .load import Kernels
 from .record import Control, Run
+from .width import Width
 
 MAX_THREADS = 64
 
@@ -42,15 +44,17 @@ class Team:
         self._block = aligned(Control.WORKERS + Control.WORKER_STRIDE * self.n_threads)
         self._address = int(self._block.ctypes.data)
         self.barrier = self._address + Control.BARRIER
+        self._width = Width(self.n_threads)
         self._wake = [threading.Semaphore(0) for _ in range(self.n_threads)]
         for tid in range(1, self.n_threads):
-            args = (self.kernels, self._block, self._wake[tid], tid, self.n_threads)
+            args = (self.kernels, self._block, self._wake[tid], tid)
             threading.Thread(target=_work, args=args, name=f"edgerun-{tid}", daemon=True).start()
 
     def run(self, tape: int, n_ops: int, run: int) -> None:
         """Runs ``n_ops`` records at address ``tape`` for the run record at address ``run``; returns when all is done.
 
-        Sets the run record's barrier field. Thread-safe. The memory must stay alive until the call returns.
+        One row takes as many threads as ``Width`` says, several take all. Sets the run record's barrier field.
+        Thread-safe. The memory must stay alive until the call returns.
         """
         if os.getpid() != self._pid:  # another thread of the parent may have held the lock when it forked
             self._lock = threading.Lock()
@@ -59,14 +63,20 @@ class Team:
             if self._closed:
                 raise RuntimeError("the thread team is closed")
             ctypes.c_int64.from_address(run + 8 * Run.BARRIER).value = self.barrier
+            one_row = ctypes.c_int64.from_address(run + 8 * Run.N_ROWS).value == 1
+            n_threads = self._width.now if one_row else self.n_threads
+            stalled = self._field(Control.STALLED)
+            stalled.value, start = 0, perf_counter()
             try:
-                if self.kernels.team_start(self._address, tape, n_ops, run, self.n_threads):
+                if self.kernels.team_start(self._address, tape, n_ops, run, n_threads):
                     self._finish()
             except BaseException:
                 # ctrl-C may come between two calls: the workers are under way and must not be left alone in a barrier.
                 if self._field(Control.UNFINISHED).value:
                     self._finish()
                 raise
+            if one_row:
+                self._width.ran(perf_counter() - start, stalled.value == 1)
 
     def _field(self, offset: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self._address + offset)
@@ -74,7 +84,7 @@ class Team:
     def _finish(self) -> None:
         """Wakes the parked workers (once too often does no harm) and does the caller's part of the job."""
         self._release(self._field(Control.PARKED).value)
-        self.kernels.team_finish(self._address, self.n_threads)
+        self.kernels.team_finish(self._address)
 
     def _release(self, parked: int) -> None:
         for tid in range(1, self.n_threads):
@@ -89,8 +99,8 @@ class Team:
             self._closed = True
 
 
-def _work(kernels: Kernels, block: Any, wake: threading.Semaphore, tid: int, n_threads: int) -> None:
+def _work(kernels: Kernels, block: Any, wake: threading.Semaphore, tid: int) -> None:
     """A worker: holds the control block alive, sleeps while parked."""
     address = int(block.ctypes.data)
-    while kernels.team_worker(address, tid, n_threads):
+    while kernels.team_worker(address, tid):
         wake.acquire()

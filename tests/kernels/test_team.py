@@ -1,8 +1,9 @@
-"""The thread team: many jobs from many threads, parking and waking, too many threads, interrupts, forks."""
+"""The thread team: many jobs from many threads, parking and waking, fewer threads, interrupts, forks."""
 
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerun_kernels.record import Control, Field, Op, Run
+from edgerun_kernels.record import ROWS, Control, Field, Op, Run
 from edgerun_kernels.team import Team, aligned
+from edgerun_kernels.width import Width
 
-from .harness import ISAS, loaded
+from .harness import ISAS, Memory, address, linear_op, loaded, tape
 
 LINES = 64
 
@@ -21,7 +23,7 @@ LINES = 64
 class Job:
     """Reads ones, so that each thread's sum says which part of the memory it took."""
 
-    def __init__(self, n_threads: int, ops: int = 3) -> None:
+    def __init__(self, n_threads: int, ops: int = 3, rows: int = 1) -> None:
         self.memory = aligned(64 * LINES)
         self.memory.view(np.int32)[:] = 1
         self.sums = aligned(64 * n_threads)
@@ -29,17 +31,23 @@ class Job:
         self.tape[:, Field.CODE], self.tape[:, Field.BARRIER] = Op.READ_MEMORY, 1
         self.tape[:, Field.W], self.tape[:, Field.N] = self.memory.ctypes.data, LINES
         self.record = np.zeros(Run.COUNT, np.int64)
-        self.record[Run.ARENA], self.record[Run.N_ROWS] = self.sums.ctypes.data, 1
+        self.record[Run.ARENA], self.record[Run.N_ROWS] = self.sums.ctypes.data, rows
 
     def run(self, team: Team) -> None:
         self.sums[:] = 0
         team.run(int(self.tape.ctypes.data), len(self.tape), int(self.record.ctypes.data))
         assert self.sums.view(np.int32).sum() == 16 * LINES
 
+    def threads(self) -> list[int]:
+        """Those that took part in the last run."""
+        return np.flatnonzero(self.sums.view(np.int32)[::16]).tolist()
+
 
 @pytest.fixture(params=[1, 2, 3, 8])
-def team(request: pytest.FixtureRequest) -> Any:
+def team(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Teams that take all their threads, whatever stalls."""
     team = Team(loaded(ISAS[0]), request.param)
+    monkeypatch.setattr(team._width, "ran", lambda seconds, stalled: None)
     yield team
     team.close()
 
@@ -48,6 +56,59 @@ def test_many_short_jobs(team: Team) -> None:
     job = Job(team.n_threads)
     for _ in range(200):
         job.run(team)
+        assert job.threads() == list(range(team.n_threads))
+
+
+def test_the_number_of_threads_changes_from_job_to_job(team: Team) -> None:
+    """At once and after a rest, in which those that were not called have parked: they are called all the same."""
+    one_row, rows = Job(team.n_threads), Job(team.n_threads, rows=2)
+    chance = random.Random(0)
+    for i in range(300):
+        team._width.now = chance.randint(1, team.n_threads)
+        wanted = list(range(team._width.now))
+        one_row.run(team)
+        assert one_row.threads() == wanted
+        if i % 50 == 0:
+            time.sleep(0.02)
+        if i % 10 == 0:
+            rows.run(team)
+            assert rows.threads() == list(range(team.n_threads))
+
+
+def test_a_thread_that_waits_for_long_says_so(team: Team) -> None:
+    """One block of rows is one thread's work, here some milliseconds of it; the others lose their patience."""
+    k = 1 << 20
+    with Memory() as memory:
+        x, y = memory.hold(np.ones((1, k), np.float32)), memory.hold(np.zeros((1, ROWS), np.float32))
+        w = {"w": np.ones(k * ROWS, np.float32)}
+        ops = tape(linear_op(memory, x, y, w, ROWS, k, CODE=int(Op.LINEAR_F32), BARRIER=1))
+        team.run(address(ops), 1, memory.run(N_ROWS=1))
+        assert (y == k).all()
+    assert team._field(Control.STALLED).value == (team.n_threads > 1)
+
+
+def test_stalls_leave_threads_out_until_there_are_none(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As beside a busy core: each run with all threads stalls and takes three times as long."""
+    job, width, busy = Job(team.n_threads), Width(team.n_threads), True
+
+    def ran(seconds: float, stalled: bool) -> None:
+        stalled = busy and 1 < team.n_threads == width.now
+        Width.ran(width, 3.0 if stalled else 1.0, stalled)
+
+    def widths(runs: int) -> list[int]:
+        taken = []
+        for _ in range(runs):
+            job.run(team)
+            taken.append(len(job.threads()))
+        return taken
+
+    monkeypatch.setattr(width, "ran", ran)
+    monkeypatch.setattr(team, "_width", width)
+    first, *rest = widths(200)
+    assert first == team.n_threads
+    assert team.n_threads == 1 or rest.count(team.n_threads) < 10
+    busy = False
+    assert widths(100)[-20:] == [team.n_threads] * 20
 
 
 def test_workers_park_and_wake(team: Team) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import edgerun
 from edgerun import ContextError, EdgerunError, Model, OptionError
 from edgerun.model import default_threads
+from edgerun_kernels.width import Width
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, 90, 330)]
 
@@ -40,6 +42,30 @@ def test_every_number_of_threads_gives_the_same_bits(package: Path) -> None:
             got = np.concatenate([session.prefill(TOKENS).copy(), session.decode(7).copy(), session.decode(8).copy()])
         wanted = got if wanted is None else wanted
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_fewer_threads_from_run_to_run_give_the_same_bits(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the team does beside busy cores: one row by so many threads of eight, the next by others."""
+    monkeypatch.setattr("edgerun.model.default_threads", lambda: 8)
+    got = []
+    for widths in ([8], [8, 1, 5, 2, 7, 3]):
+        with Model(package, threads=8) as model:
+            monkeypatch.setattr(model._team, "_width", Widths(widths))
+            session = model.session()
+            session.prefill(TOKENS)
+            got.append(np.stack([session.decode(token).copy() for token in TOKENS[:20]]))
+    np.testing.assert_array_equal(*got)
+
+
+class Widths(Width):
+    """These numbers of threads in turn."""
+
+    def __init__(self, widths: list[int]) -> None:
+        self._widths = itertools.cycle(widths)
+        self.now = next(self._widths)
+
+    def ran(self, seconds: float, stalled: bool) -> None:
+        self.now = next(self._widths)
 
 
 def test_rewinding_is_as_if_the_rest_had_never_been(model: Model) -> None:
