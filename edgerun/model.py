@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from edgerun.session import Session
     from edgerun.text.options import SamplingOptions
 
-PREFILL_ROWS = 256
-"""Tokens that prefill runs at once: enough to use every weight many times, few enough to be interrupted soon."""
+PREFILL_ROWS, PREFILL_VALUES = (64, 256), 1 << 19
+"""Tokens that prefill runs at once, at least and at most: enough to use every weight many times, few enough to be
+interrupted soon. Between, as many as have so many values in the middle of the MLP: activations then take some MiB."""
 
 
 def default_threads() -> int:
@@ -94,9 +96,10 @@ class Model:
             n_threads=self.threads,
             compute=compute,
             cache=cache,
-            max_rows=min(PREFILL_ROWS, self.context),
+            max_rows=min(prefill_rows(self.package.config.intermediate_size), self.context),
         )
         self.vocab_size = self.tape.vocab_size
+        _return_memory()
         self._ops = int(self.tape.ops.ctypes.data)
         self._arena = aligned(self.tape.arena_bytes)
         self._rope = RotaryTable(self.tape.inv_freq)
@@ -172,6 +175,19 @@ class Model:
     def __del__(self) -> None:
         if hasattr(self, "_team"):
             self._team.close()
+
+
+def prefill_rows(intermediate_size: int) -> int:
+    """How many tokens prefill runs at once; a multiple of 64, since so many share a pass through the weights."""
+    least, most = PREFILL_ROWS
+    return max(least, min(PREFILL_VALUES // intermediate_size // least * least, most))
+
+
+def _return_memory() -> None:
+    """Gives what loading no longer needs back to the system: parsing a tokenizer leaves many MiB. GNU C library only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
