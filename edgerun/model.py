@@ -184,7 +184,7 @@ def prefill_rows(intermediate_size: int) -> int:
 
 
 def _return_memory() -> None:
-    """Gives what loading no longer needs back to the system: parsing a tokenizer leaves many MiB. GNU C library only."""
+    """Gives what loading no longer needs back to the system, many MiB after parsing a tokenizer. GNU C library only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
