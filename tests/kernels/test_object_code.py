@@ -35,8 +35,29 @@ def test_nothing_is_undefined_but_waiting(isa: str) -> None:
     process has, LLVM calls to clear memory where registers are short."""
     found = list(symbols(built(isa)))
     undefined = {s.name for s in found if s.section == 0}
-    assert OUTSIDE <= undefined <= OUTSIDE | ({"memset"} if isa == "portable_x86_64" else set())
+    assert OUTSIDE <= undefined <= OUTSIDE | ({"memset"} if isa in ("portable_x86_64", "neon") else set())
     assert {s.name for s in found if s.is_public and s.code} >= {objects.symbol(name) for name in SIGNATURES}
+
+
+ARM = {"neon_i8mm": ("usdot", "sdot"), "neon_dotprod": ("sdot", "usdot"), "neon": ("smull", "sdot")}
+"""What multiplies 4-bit weights there, and what must not be among it."""
+
+
+@pytest.mark.parametrize("isa", ARM)
+def test_arm_multiplies_with_what_it_has(isa: str) -> None:
+    """Found in the assembly: instructions of four bytes each are no patterns in the code."""
+    wanted, unwanted = ARM[isa]
+    found = of_linear([block for block in blocks(emitted(target(isa))[1]) if block.count(wanted + "\t") >= 8])
+    assert len(found) >= 10
+    assert isa == "neon_i8mm" or not any(block.count(unwanted + "\t") for block in found)
+
+
+@pytest.mark.parametrize("isa", ["neon_dotprod", "neon_i8mm"])
+def test_arm_tiles_stay_in_registers(isa: str) -> None:
+    """The loops over a group's columns, in which no vector goes to the stack or comes from there."""
+    loops = [b for b in of_linear(dot_blocks(isa, "sdot" if isa == "neon_dotprod" else "usdot", 8)) if b.is_loop]
+    assert len(loops) >= 12
+    assert not any(block.spills() for block in loops)
 
 
 def linear_code(isa: str) -> list[bytes]:

@@ -18,6 +18,8 @@ def _of(lanes: int) -> dict[str, tuple[ir.Type, list[ir.Type]]]:
         "dot_u4": (i32, [i32, i8, i8]),
         "dot_u4_end": (i32, [i32, i32]),
         "dot_i8": (i32, [i32, i8, i8]),
+        "high_u4": (i8, [i8]),
+        "high_u2": (i8, [i8]),
         "fma": (f32, [f32, f32, f32]),
         "f16_to_f32": (f32, [vec(I16, lanes)]),
     }

@@ -32,6 +32,13 @@ def load_at(b: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Type, alig
     return value
 
 
+def field_bits(b: ir.IRBuilder, value: ir.Value, first: int, count: int) -> ir.Value:
+    """Bits ``first`` to ``first + count - 1`` of every byte, as numbers."""
+    if first + count == 8 and first > 0:
+        return call_named(b, f"high_u{count}", value.type.count // 4, value)
+    return byte_bits(b, value, first, count)
+
+
 class Tile:
     """The operations of tiles of one size. ``lanes``: weight rows in a vector, 16 or 8."""
 
@@ -202,7 +209,7 @@ class Tile:
         def part(typingctx, value):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
                 blocks = [b.extract_value(args[0], i) for i in range(self.blocks)]
-                return cgutils.pack_array(b, [byte_bits(b, block, first, count) for block in blocks])
+                return cgutils.pack_array(b, [field_bits(b, block, first, count) for block in blocks])
 
             return weights(weights), codegen
 
@@ -245,7 +252,7 @@ class Tile:
         def six_bits(typingctx, nibbles, pairs):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
                 def one(i: int) -> ir.Value:
-                    low = byte_bits(b, b.extract_value(args[0], i), 4 * (quad % 2), 4)
+                    low = field_bits(b, b.extract_value(args[0], i), 4 * (quad % 2), 4)
                     high = byte_bits(b, b.extract_value(args[1], i), 2 * quad, 2, at=4)
                     return b.sub(b.or_(low, high), ir.Constant(low.type, [less] * low.type.count))
 
