@@ -75,8 +75,8 @@ def test_a_barrier_only_for_several_rows(isa: str) -> None:
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_profile_counts_every_op(isa: str, n_threads: int, rows: int) -> None:
-    """Each op's ticks grow with every run (on ARM, where a tick may be longer than an op, those of all together), and the
-    results are the same as without."""
+    """Each op's ticks grow with every run, and the results are the same as without. On ARM a tick may be longer than
+    an op."""
     coarse = architecture() == "aarch64"
     with Memory() as memory:
         ops, first, last, wanted = permutations(memory, 20, rows, 6)
