@@ -85,9 +85,9 @@ def is_current(path: Path) -> bool:
 def is_damaged(path: Path) -> bool:
     """Whether there is a file that cannot be what was once written under this name."""
     header, code = _parts(path)
-    words = header.decode(errors="replace").split()
-    intact = words[2:3] == [path.name] and words[4:] == [hashlib.sha256(code).hexdigest()]
-    return path.exists() and not intact
+    words = header.decode(errors="replace").split(" ")
+    as_written = [*MAGIC.split(" "), path.name, *words[3:4], hashlib.sha256(code).hexdigest()]
+    return path.exists() and words != as_written
 
 
 def architecture_of(code: bytes) -> str:
