@@ -10,9 +10,11 @@ import subprocess
 from collections import Counter
 from typing import NamedTuple
 
-from benchmarks.arm.trace import dots, mnemonic, traces
+from benchmarks.arm.trace import mnemonic, traces
 
 ITERATIONS = 200
+PRODUCTS = {"smull": 8, "smull2": 8, "sdot": 16, "usdot": 16, "usmmla": 32}
+"""Of an instruction."""
 
 
 class Loop(NamedTuple):
@@ -39,16 +41,21 @@ LOOPS = (
 
 
 class Processor(NamedTuple):
-    """``model``: what llvm-mca has of it; a board with one, and what its memory gives to all cores together."""
+    """``model``: what llvm-mca has of it; what multiplies one row of activations, and several; a board with one, and
+    what its memory gives to all cores together."""
 
     name: str
     model: str
     isa: str
-    instruction: str
+    one_row: str
+    rows: str
     board: str
     cores: int
     ghz: float
     gb_per_s: float
+
+    def instruction(self, loop: Loop) -> str:
+        return self.one_row if loop.rows == 1 else self.rows
 
     def allowed(self, loop: Loop) -> float:
         """Cycles a weight that a core may take while all of them read weights at the memory's speed."""
@@ -56,21 +63,22 @@ class Processor(NamedTuple):
 
 
 PROCESSORS = (
-    Processor("cortex-a72", "cortex-a72", "neon", "smull", "Pi 4", 4, 1.8, 5.0),
-    Processor("cortex-a76", "neoverse-n1", "neon_dotprod", "sdot", "Pi 5", 4, 2.4, 13.0),
-    Processor("cortex-a76, LLVM's own model", "cortex-a76", "neon_dotprod", "sdot", "Pi 5", 4, 2.4, 13.0),
-    Processor("neoverse-v1", "neoverse-v1", "neon_i8mm", "usdot", "Graviton 3", 64, 2.6, 300.0),
+    Processor("cortex-a72", "cortex-a72", "neon", "smull", "smull", "Pi 4", 4, 1.8, 5.0),
+    Processor("cortex-a76", "neoverse-n1", "neon_dotprod", "sdot", "sdot", "Pi 5", 4, 2.4, 13.0),
+    Processor("cortex-a76, LLVM's own model", "cortex-a76", "neon_dotprod", "sdot", "sdot", "Pi 5", 4, 2.4, 13.0),
+    Processor("neoverse-v1", "neoverse-v1", "neon_i8mm", "usdot", "usmmla", "Graviton 3", 64, 2.6, 300.0),
 )
 
 
 def iteration(assembly: str, loop: Loop, instruction: str) -> list[str]:
     """The instructions of one iteration, the shortest way; those of the branches left out. Raises ValueError."""
-    products = loop.weights * loop.rows // (8 if instruction == "smull" else 16)
+    products = loop.weights * loop.rows
     found = []
     for trace in traces(assembly):
         count = Counter(map(mnemonic, trace))
         halves, sums = count["fcvtl"] + count["fcvtl2"], count["scvtf"]
-        if (dots(trace), halves, sums, count["prfm"]) == (products, loop.halves, loop.sums, loop.prefetches):
+        multiplied = sum(n * PRODUCTS.get(name, 0) for name, n in count.items())
+        if (multiplied, halves, sums, count["prfm"]) == (products, loop.halves, loop.sums, loop.prefetches):
             found.append(trace)
     if not found:
         raise ValueError(f"no loop '{loop.name}' of {products} products is in the assembly")

@@ -48,10 +48,10 @@ def measure(mca: str, version: str, texts: dict[str, str]) -> dict[str, Any]:
     rows = []
     for processor in PROCESSORS:
         for loop in LOOPS:
-            instructions = iteration(texts[processor.isa], loop, processor.instruction)
+            instructions = iteration(texts[processor.isa], loop, processor.instruction(loop))
             cost = cycles(mca, processor.model, instructions) / (loop.weights * loop.rows)
             row = {"processor": processor.name, "model": processor.model, "isa": processor.isa}
-            row |= {"instruction": processor.instruction, "loop": loop.name, "instructions": len(instructions)}
+            row |= {"instruction": processor.instruction(loop), "loop": loop.name, "instructions": len(instructions)}
             row |= {"cycles_per_weight_and_row": round(cost, 4)}
             if loop.rows == 1:
                 row |= {"board": processor.board, "cycles_that_memory_allows": round(processor.allowed(loop), 3)}

@@ -39,11 +39,11 @@ def before() -> dict[str, Any]:
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda p: p.name)
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
 def test_every_loop_has_its_instruction(processor: Processor, loop: Loop) -> None:
-    assert iteration(assembly(processor), loop, processor.instruction)
+    assert iteration(assembly(processor), loop, processor.instruction(loop))
 
 
 def test_a_lost_instruction_is_noticed() -> None:
-    processor = next(p for p in PROCESSORS if p.instruction == "sdot")
+    processor = next(p for p in PROCESSORS if p.one_row == "sdot")
     with pytest.raises(ValueError, match="the loop 'q4 decode' has lost its sdot"):
         iteration(assembly(processor).replace("\tsdot\t", "\tusdot\t"), LOOPS[0], "sdot")
 

@@ -54,10 +54,13 @@ def test_arm_multiplies_with_what_it_has(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ["neon_dotprod", "neon_i8mm"])
 def test_arm_tiles_stay_in_registers(isa: str) -> None:
-    """The loops over a group's columns, in which no vector goes to the stack or comes from there."""
-    loops = [b for b in of_linear(dot_blocks(isa, "sdot" if isa == "neon_dotprod" else "usdot", 8)) if b.is_loop]
-    assert len(loops) >= 12
-    assert not any(block.spills() for block in loops)
+    """The loops over a group's columns, in which no vector goes to the stack or comes from there. With i8mm, several
+    rows are multiplied two by two."""
+    instructions = ("sdot",) if isa == "neon_dotprod" else ("usdot", "usmmla")
+    for instruction in instructions:
+        loops = [block for block in of_linear(dot_blocks(isa, instruction + "\t", 8)) if block.is_loop]
+        assert len(loops) >= (12 if isa == "neon_dotprod" else 7), instruction
+        assert not any(block.spills() for block in loops)
 
 
 def linear_code(isa: str) -> list[bytes]:
@@ -116,7 +119,7 @@ def test_half_tiles_nearly_stay_in_registers() -> None:
     assert len(ternary) == 2  # both halves
     assert not any(block.spills() for block in ternary)
     unsigned = [block for block in found if not block.count("vpsignb") and block not in ternary]
-    assert len(unsigned) == 6  # q4m, and q4 for both halves; one term and two
+    assert len(unsigned) in (4, 6)  # q4m, and q4, whose halves may share a function; one term and two
     for block in unsigned:
         assert len(block.spills()) <= (24 if block.count("vpmaddubsw") == 64 else 10), block.spills()
     signed = [block for block in found if block.count("vpsignb")]

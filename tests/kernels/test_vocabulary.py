@@ -15,7 +15,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from edgerun_kernels.emit import optimise, prepared
-from edgerun_kernels.simd.named import I64, NAMED, PREFIX
+from edgerun_kernels.simd.named import I64, NAMED, POINTER, PREFIX
 
 from .elf import target
 from .harness import every_isa, examples
@@ -27,7 +27,7 @@ SIZES = pytest.mark.parametrize("lanes", [16, 8])
 @cache
 def compiled(isa: str) -> Any:
     """An engine with a function for each operation: addresses of the result and of the arguments, one after the other.
-    An int64 comes and goes as itself."""
+    An int64 or a pointer comes and goes as itself."""
     machine, module = prepared(target(isa))
     module.link_in(llvm.parse_assembly(str(callers())))
     optimise(machine, module)
@@ -44,8 +44,12 @@ def callers() -> ir.Module:
         b = ir.IRBuilder(fn.append_basic_block())
         values = []
         for kind, address in zip(args, fn.args[1:], strict=True):
-            values.append(address if kind == I64 else b.load(b.inttoptr(address, kind.as_pointer())))
-            if kind != I64:
+            if kind == I64:
+                values.append(address)
+            elif kind == POINTER:
+                values.append(b.inttoptr(address, kind))
+            else:
+                values.append(b.load(b.inttoptr(address, kind.as_pointer())))
                 values[-1].align = 1
         out = b.call(ir.Function(module, ir.FunctionType(result, args), PREFIX + name), values)
         if result != ir.VoidType():
@@ -95,6 +99,27 @@ def test_dot_u4(isa: str, lanes: int, calls: int, extreme: bool, seed: int) -> N
         acc = apply(isa, named("dot_u4", lanes), np.empty(lanes, np.int32), acc, w, x)
         wanted += dots(w, x)
     end = apply(isa, named("dot_u4_end", lanes), np.empty(lanes, np.int32), acc, start)
+    np.testing.assert_array_equal(end, wanted)
+
+
+@every_isa
+@examples(100)
+@given(calls=st.integers(1, 4), extreme=st.booleans(), seed=st.integers(0, 2**31))
+def test_pairs(isa: str, calls: int, extreme: bool, seed: int) -> None:
+    """Two rows of activations by eight columns a call, of which four are in each vector of weights."""
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(-(2**20), 2**20, (2, 8)).astype(np.int32)
+    acc = apply(isa, "pairs_begin_8", np.empty(16, np.int32), *starts)
+    wanted = starts.copy()
+    for _ in range(calls):
+        w = np.full((2, 32), 15, np.uint8) if extreme else rng.integers(0, 16, (2, 32)).astype(np.uint8)
+        x = activations(rng, 4, extreme).reshape(2, 8)
+        places = [int(row.ctypes.data) for row in x]
+        acc = apply(isa, "pairs_dot_u4_8", np.empty(16, np.int32), acc, *w, *places)
+        for row in range(2):
+            for quad in range(2):
+                wanted[row] += dots(w[quad], np.tile(x[row, 4 * quad : 4 * quad + 4], 8))
+    end = apply(isa, "pairs_end_8", np.empty((2, 8), np.int32), acc, *starts)
     np.testing.assert_array_equal(end, wanted)
 
 
@@ -195,5 +220,6 @@ def test_what_is_constant_is_said(isa: str) -> None:
 def test_no_operation_is_forgotten() -> None:
     tested = {"dot_u4_begin", "dot_u4", "dot_u4_end", "dot_i8", "high_u4", "high_u2", "fma", "f16_to_f32"}
     tested |= {f"{name}_8" for name in tested}
+    tested |= {"pairs_begin_8", "pairs_dot_u4_8", "pairs_end_8"}
     rest = {"f32_to_f16", "dot_i8_bias", "dot_u4_takes_u8", "is_wide", "ticks", "pause", "wait_on", "wake_all"}
     assert set(NAMED) == tested | rest

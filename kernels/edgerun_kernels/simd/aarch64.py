@@ -12,7 +12,9 @@ from .definitions import (
     by_parts,
     call,
     const,
+    join,
     lanes,
+    load,
     native_f16_to_f32,
     native_f32_to_f16,
     native_fma,
@@ -123,8 +125,39 @@ DOTPROD: dict[str, Body] = {
     ),
 }
 
+# --- two rows by two rows ---------------------------------------------------------------------------------------------
+#
+# Sums of two rows alternate: those of a weight row with both rows of activations lie side by side.
+
+
+def pairs_begin(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
+    return b.shuffle_vector(first, second, ir.Constant(vec(I32, 16), [i // 2 + 8 * (i % 2) for i in range(16)]))
+
+
+def pairs_dot(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, w_2: ir.Value, x: ir.Value, x_2: ir.Value) -> ir.Value:
+    """A weight row's eight columns come together from both vectors: a zip for every four rows."""
+    two = ir.Constant(vec(I64, 2), ir.Undefined)
+    for row, address in enumerate((x, x_2)):
+        two = b.insert_element(two, load(b, address, I64), ir.Constant(I32, row))
+    columns = b.bitcast(two, vec(I8, 16))
+    quads = [b.bitcast(codes, vec(I32, 8)) for codes in (w, w_2)]
+    both = b.shuffle_vector(*quads, ir.Constant(vec(I32, 16), [i // 2 + 8 * (i % 2) for i in range(16)]))
+    rows = b.bitcast(both, vec(I8, 64))
+    name, parts = "llvm.aarch64.neon.usmmla.v4i32.v16i8", []
+    for i in range(4):
+        parts.append(call(b, name, vec(I32, 4), lanes(b, acc, 4 * i, 4), lanes(b, rows, 16 * i, 16), columns))
+    return join(b, join(b, *parts[:2]), join(b, *parts[2:]))
+
+
+def pairs_end(b: ir.IRBuilder, acc: ir.Value, first: ir.Value, second: ir.Value) -> ir.Value:
+    return join(b, lanes(b, acc, 0, 8, 2), lanes(b, acc, 1, 8, 2))
+
+
 I8MM: dict[str, Body] = {
     **DOTPROD,
     **both_sizes({"dot_u4": by_parts(4, usdot)}),
+    "pairs_begin_8": pairs_begin,
+    "pairs_dot_u4_8": pairs_dot,
+    "pairs_end_8": pairs_end,
     "dot_u4_takes_u8": number(1),
 }

@@ -24,6 +24,12 @@ def lanes(b: ir.IRBuilder, value: ir.Value, start: int, count: int, step: int = 
     return b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
 
 
+def load(b: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    value = b.load(b.bitcast(address, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
 def join(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     count = low.type.count * 2
     return b.shuffle_vector(low, high, ir.Constant(vec(I32, count), list(range(count))))
@@ -64,6 +70,29 @@ def high_bits(count: int) -> Body:
         return b.and_(b.bitcast(words, value.type), const(I8, n, (1 << count) - 1))
 
     return body
+
+
+def one_by_one(bodies: dict[str, Body]) -> dict[str, Body]:
+    """Definitions of pairs for an ISA that multiplies one row of activations at a time, by its own for each."""
+    begin, dot, end = (bodies[f"{name}_8"] for name in ("dot_u4_begin", "dot_u4", "dot_u4_end"))
+
+    def pairs_begin(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
+        return join(b, begin(b, first), begin(b, second))
+
+    def pairs_dot(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, w_2: ir.Value, x: ir.Value, x_2: ir.Value) -> ir.Value:
+        sums = [lanes(b, acc, 8 * row, 8) for row in (0, 1)]
+        for place, codes in enumerate((w, w_2)):
+            for row, address in enumerate((x, x_2)):
+                four = load(b, b.gep(address, [ir.Constant(I64, 4 * place)]), I32)
+                one = b.insert_element(ir.Constant(vec(I32, 8), ir.Undefined), four, ir.Constant(I32, 0))
+                columns = b.bitcast(b.shuffle_vector(one, one, const(I32, 8, 0)), vec(I8, 32))
+                sums[row] = dot(b, sums[row], codes, columns)
+        return join(b, *sums)
+
+    def pairs_end(b: ir.IRBuilder, acc: ir.Value, first: ir.Value, second: ir.Value) -> ir.Value:
+        return join(b, *(end(b, lanes(b, acc, 8 * row, 8), start) for row, start in enumerate((first, second))))
+
+    return {**bodies, "pairs_begin_8": pairs_begin, "pairs_dot_u4_8": pairs_dot, "pairs_end_8": pairs_end}
 
 
 def native_fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:

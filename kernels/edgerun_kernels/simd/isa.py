@@ -6,18 +6,18 @@ A definition may use any LLVM operation and the target's intrinsics; it is inlin
 from llvmlite import ir
 
 from .aarch64 import DOTPROD, I8MM, NEON
-from .definitions import Body
+from .definitions import Body, one_by_one
 from .named import NAMED, PREFIX
 from .x86 import AVX2, AVX512_VNNI, AVX_VNNI, X86_64
 
 DEFINITIONS: dict[str, dict[str, Body]] = {
-    "avx512_vnni": AVX512_VNNI,
-    "avx_vnni": AVX_VNNI,
-    "avx2": AVX2,
-    "portable_x86_64": X86_64,
+    "avx512_vnni": one_by_one(AVX512_VNNI),
+    "avx_vnni": one_by_one(AVX_VNNI),
+    "avx2": one_by_one(AVX2),
+    "portable_x86_64": one_by_one(X86_64),
     "neon_i8mm": I8MM,
-    "neon_dotprod": DOTPROD,
-    "neon": NEON,
+    "neon_dotprod": one_by_one(DOTPROD),
+    "neon": one_by_one(NEON),
 }
 """By the name of the target (``edgerun_kernels.targets``)."""
 
