@@ -52,6 +52,12 @@ def test_arm_multiplies_with_what_it_has(isa: str) -> None:
     assert isa == "neon_i8mm" or not any(block.count(unwanted + "\t") for block in found)
 
 
+@pytest.mark.parametrize("isa", ARM)
+def test_arm_leaves_macos_its_register(isa: str) -> None:
+    """x18, which may change at any time there."""
+    assert not re.search(r"\b[xw]18\b", emitted(target(isa))[1])
+
+
 @pytest.mark.parametrize("isa", ["neon_dotprod", "neon_i8mm"])
 def test_arm_tiles_stay_in_registers(isa: str) -> None:
     """The loops over a group's columns, in which no vector goes to the stack or comes from there. With i8mm, several
@@ -61,6 +67,11 @@ def test_arm_tiles_stay_in_registers(isa: str) -> None:
         loops = [block for block in of_linear(dot_blocks(isa, instruction + "\t", 8)) if block.is_loop]
         assert len(loops) >= (12 if isa == "neon_dotprod" else 7), instruction
         assert not any(block.spills() for block in loops)
+
+
+def test_all_objects_together_are_small() -> None:
+    """The wheel has them all, and the bitcode."""
+    assert sum(len(built(target.name)) for target in TARGETS) < 4_400_000
 
 
 def linear_code(isa: str) -> list[bytes]:
