@@ -69,10 +69,8 @@ def test_loading_imports_no_numba() -> None:
         "import sys; from edgerun_kernels.load import kernels; kernels(); "
         "print(sorted(m for m in sys.modules if m.split('.')[0] in ('numba', 'onnx', 'onnxruntime')))"
     )
-    path = str(objects.HERE.parent)
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": path}, check=True
-    )
+    env = {"PYTHONPATH": str(objects.HERE.parent), "EDGERUN_CACHE": str(objects.cache_root())}
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True)
     assert out.stdout.strip() == "[]"
 
 
