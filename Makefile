@@ -5,21 +5,30 @@
 VENV := .venv
 BIN  := $(VENV)/bin
 
-.PHONY: help chat test lint format build clean setup-chat setup-test
+.PHONY: help chat test test-arm arm-report lint format build clean setup-chat setup-test
 
 help:
-	@echo "make chat     set up, then talk to SmolLM2-135M-Instruct"
-	@echo "make test     set up with the test tools, then lint and test"
-	@echo "make lint     ruff and mypy"
-	@echo "make format   let ruff format and fix the source"
-	@echo "make build    build the wheel into dist/"
-	@echo "make clean    remove .venv and everything built"
+	@echo "make chat       set up, then talk to SmolLM2-135M-Instruct"
+	@echo "make test       set up with the test tools, then lint and test"
+	@echo "make test-arm   every test of the kernels on emulated ARM processors ('make test' has a tenth of their examples)"
+	@echo "make arm-report what the hot loops cost on ARM, by llvm-mca, into benchmarks/arm.json and arm.md"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff format and fix the source"
+	@echo "make build      build the wheel into dist/"
+	@echo "make clean      remove .venv and everything built"
 
 chat: setup-chat
 	@$(BIN)/edgerun chat $(ARGS)
 
 test: lint
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-arm: setup-test
+	@sh .ci/arm.sh
+	@EDGERUN_EXAMPLES=$${EDGERUN_EXAMPLES:-1} $(BIN)/python -m pytest tests/arm $(ARGS)
+
+arm-report: setup-test
+	@$(BIN)/python -m benchmarks.arm.report $(ARGS)
 
 lint: setup-test
 	@$(BIN)/ruff check .
@@ -36,7 +45,7 @@ build: setup-test
 	@ls dist/*.whl
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info kernels/edgerun_kernels/objects .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .arm build dist *.egg-info kernels/edgerun_kernels/objects .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find edgerun kernels exporters tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup-chat:

@@ -60,6 +60,12 @@ def _count(name: str, default: int, help: str) -> Callable[[Function], Function]
 )
 @_count("--repeat", 3, "Measure so often, and report medians.")
 @option("--profile", is_flag=True, help="Also show where the time of a decoded token goes.")
+@option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write what was measured, and on which machine, to attach to an issue.",
+)
 @json_option
 @option(
     "--ctx",
@@ -79,18 +85,23 @@ def command(
     threads: tuple[int, ...] | None,
     repeat: int,
     profile: bool,
+    report: Path | None,
     as_json: bool,
     context: int | None,
     compute: Any,
     cache: Any,
 ) -> None:
     """Measure prefill and decode of MODEL with random tokens, as llama-bench does, and how fast memory can be read."""
+    from edgerun import board
     from edgerun.benchmark import Plan, benchmark
+    from edgerun.cli import bench_report
     from edgerun.errors import OptionError
     from edgerun.model import default_threads
     from edgerun.package.config import read_config
 
     plan = Plan(prompt, gen, depths, repeat, profile)
+    if report is not None:
+        bench_report.check_writable(report)
     folder = str(resolve(model))
     room = context or plan.context
     limit = min(room, read_config(Path(folder) / "edgerun.json").context_length)
@@ -103,11 +114,15 @@ def command(
     def load(count: int) -> Any:
         return RuntimeOptions(count, room, compute, cache).load(folder)
 
+    before = board.state()
     with ProgressBar() as progress:
         results = benchmark(load, threads or (default_threads(),), plan, progress)
+    if report is not None:
+        title = f"{model}, prefill {prompt}, decode {gen}, medians of {repeat}"
+        report.write_text(bench_report.text(title, results, before, board.state()), encoding="utf-8")
     fastest = max(result.memory_read_gb_per_s for result in results)
     if as_json:
-        report = {
+        figures = {
             "model": model,
             "prompt": prompt,
             "gen": gen,
@@ -117,7 +132,7 @@ def command(
             "memory_read_gb_per_s": fastest,
             "results": [_report(result) for result in results],
         }
-        click.echo(json.dumps(report))
+        click.echo(json.dumps(figures))
     else:
         _print(model, plan.prompt, plan.gen, results)
         for result in results:

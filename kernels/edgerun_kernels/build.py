@@ -12,18 +12,18 @@ import sys
 from pathlib import Path
 
 from . import emit, objects
-from .targets import TARGETS, architecture, usable
+from .targets import TARGETS, usable
 
 DESCRIPTION = "Compiles the kernels ahead of time, one object file per instruction set."
 
 
 def build(out: Path, isas: list[str] | None = None, assembly: bool = False) -> list[Path]:
-    """Builds the bitcode and the objects of ``isas`` (default: all of this machine's architecture) into ``out``; gives
-    the objects' paths.
+    """Builds the bitcode and the objects of ``isas`` (default: all, of this machine's architecture and of others) into
+    ``out``; gives the objects' paths.
 
     Current files stay as they are. assembly: builds all the same, and writes the assembly beside each object.
     """
-    wanted = [t for t in TARGETS if (t.name in isas if isas else t.architecture == architecture())]
+    wanted = [t for t in TARGETS if not isas or t.name in isas]
     paths = {target.name: out / objects.file_name(target.name) for target in wanted}
     missing = [target for target in wanted if assembly or not objects.is_current(paths[target.name])]
     portable = out / objects.PORTABLE

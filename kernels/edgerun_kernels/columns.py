@@ -215,19 +215,24 @@ def gather_columns(op, run, tid, n_threads):
 def _products(tile, first):
     """``products(x, w, stride, plane, part, n_groups, d, kept)``: a tile of rows times PART groups of columns, or
     fewer, from group ``part`` on; sums are kept from part to part, and are outputs after the last one."""
-    columns, pair, dot = tile.columns(first), tile.two_bits(), tile.dot("dot_u4")
+    columns, pair, dot_twice = tile.columns(first), tile.two_bits(), tile.dot_twice()
     begin, end, starts, restore, keep = tile.begin(), tile.end(), tile.starts(0), tile.restore_sums(), tile.store_sums()
     zero, add_scaled, splat_scale, store = tile.zero(), tile.add_scaled(), tile.splat(), tile.store()
+
+    @inner
+    def four_from(w, stride, column):
+        one = w + column * stride
+        return columns(one, one + stride, one + 2 * stride, one + 3 * stride)
 
     @inner
     def products(x, w, stride, plane, part, n_groups, d, kept):
         acc = starts(x) if part == 0 else restore(kept)
         for g in range(part, min(part + PART, n_groups)):
             sums = begin(acc)
-            for c in range(0, GROUP, 4):
-                one = w + (GROUP * g + c) * stride
-                four = columns(one, one + stride, one + 2 * stride, one + 3 * stride)
-                sums = dot(sums, pair(four, plane), x + TILE_HEADER + GROUP * TILE_ROWS * g + c)
+            for c in range(0, GROUP, 8):
+                first_four, others = four_from(w, stride, GROUP * g + c), four_from(w, stride, GROUP * g + c + 4)
+                inputs = x + TILE_HEADER + GROUP * TILE_ROWS * g + c
+                sums = dot_twice(sums, pair(first_four, plane), pair(others, plane), inputs)
             acc = end(sums, acc)
         if part + PART < n_groups:
             keep(kept, acc)

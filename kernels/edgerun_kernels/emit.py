@@ -19,27 +19,38 @@ from .targets import TARGETS, Target
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 
 
-def emit(target: Target, bitcode: bytes) -> tuple[bytes, str]:
-    """The object's code, and its assembly."""
+def prepared(target: Target) -> tuple[llvm.TargetMachine, llvm.ModuleRef]:
+    """LLVM's machine for a target, and the definitions of its operations."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     triple = TRIPLES[target.architecture]
     machine = llvm.Target.from_triple(triple).create_target_machine(
         cpu=target.llvm_cpu, features=target.llvm_features, opt=3, reloc="pic", codemodel="default"
     )
-    whole = llvm.parse_bitcode(bitcode)
     definitions = llvm.parse_assembly(str(isa.module(target.name)))
-    for module in (whole, definitions):
-        module.triple, module.data_layout = triple, str(machine.target_data)
+    definitions.triple, definitions.data_layout = triple, str(machine.target_data)
+    return machine, definitions
+
+
+def optimise(machine: llvm.TargetMachine, module: llvm.ModuleRef) -> None:
+    """Inlines the definitions, and all else that LLVM can do for the target."""
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.slp_vectorization = True
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+
+
+def emit(target: Target, bitcode: bytes) -> tuple[bytes, str]:
+    """The object's code, and its assembly."""
+    machine, definitions = prepared(target)
+    whole = llvm.parse_bitcode(bitcode)
+    whole.triple, whole.data_layout = definitions.triple, definitions.data_layout
     whole.link_in(definitions)
     for fn in whole.functions:
         if not fn.is_declaration and not fn.name.startswith(objects.symbol("")):
             fn.linkage = "internal"
     whole.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.slp_vectorization = True
-    passes = llvm.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(whole, passes)
+    optimise(machine, whole)
     return machine.emit_object(whole), machine.emit_assembly(whole)
 
 

@@ -53,7 +53,7 @@ def _twice(multiply):
 
 def _q4(tile, offset):
     """offset: the shift for weights that count from -8, None from 0."""
-    load, low, high, dot = tile.load(), tile.bits(0, 4), tile.bits(4, 4), tile.dot("dot_u4")
+    load, low, high, dot_twice = tile.load(), tile.bits(0, 4), tile.bits(4, 4), tile.dot_twice()
     starts, begin, end = tile.starts(offset), tile.begin(), tile.end()
 
     @inner
@@ -62,8 +62,7 @@ def _q4(tile, offset):
         sums = begin(start)
         for c in range(4):
             bytes_ = load(w + 64 * c, stride)
-            sums = dot(sums, low(bytes_), x + 8 * c)
-            sums = dot(sums, high(bytes_), x + 8 * c + 4)
+            sums = dot_twice(sums, low(bytes_), high(bytes_), x + 8 * c)
         return end(sums, start)
 
     return _twice(multiply)
@@ -222,6 +221,7 @@ def _ternary(tile, fetch):
     """As ``_grouped``, for weights 0, 1, 2 that stand for -1, 0, 1 and one scale in all: integer sums over all columns,
     exact."""
     load, dot, starts, begin, end = tile.load(), tile.dot("dot_u4"), tile.starts(0), tile.begin(), tile.end()
+    dot_twice = tile.dot_twice()
     none, add, splat = tile.starts(None), tile.add(), tile.splat()
     zero, add_scaled, store = tile.zero(), tile.add_scaled(), tile.store()
     first, second, third, fourth = (tile.bits(2 * i, 2) for i in range(4))
@@ -244,10 +244,8 @@ def _ternary(tile, fetch):
             sums = begin(acc)
             for half in range(2):
                 trits, xh = load(wg + 64 * half, stride), xg + 16 * half
-                sums = dot(sums, first(trits), xh)
-                sums = dot(sums, second(trits), xh + 4)
-                sums = dot(sums, third(trits), xh + 8)
-                sums = dot(sums, fourth(trits), xh + 12)
+                sums = dot_twice(sums, first(trits), second(trits), xh)
+                sums = dot_twice(sums, third(trits), fourth(trits), xh + 8)
             acc = end(sums, acc)
         return acc
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from . import objects
-from .targets import TARGETS, architecture, usable
+from .machine import architecture
+from .targets import TARGETS, usable
 
 INT, FLOAT = ctypes.c_int64, ctypes.c_double
 SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -48,8 +49,12 @@ class Kernels:
     def __init__(self, isa: str, code: bytes) -> None:
         import llvmlite.binding as llvm
 
+        if objects.architecture_of(code) != architecture():  # LLVM would end the process
+            raise KernelError(f"the kernel object for {isa} is made for {objects.architecture_of(code)}")
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
+        if sys.platform == "darwin":
+            _sleep_by_yielding()
         machine = llvm.Target.from_default_triple().create_target_machine()
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -70,6 +75,15 @@ class Kernels:
         """The kernel of one op: ``(op record, run record, thread, number of threads)``."""
         function: Callable[[int, int, int, int], None] = self._function(name, None, INT, INT, INT, INT)
         return function
+
+
+def _sleep_by_yielding() -> None:
+    """Linux' futex is its own; on macOS, who would sleep or wake lets others run instead. The kernels find the C
+    library's function under the name of the system call, and it has no use for their arguments."""
+    import llvmlite.binding as llvm
+
+    function = ctypes.CDLL(None).sched_yield
+    llvm.add_symbol("syscall", ctypes.cast(function, ctypes.c_void_p).value)
 
 
 def _unmap_compiler() -> None:
@@ -97,7 +111,7 @@ def _build_into(folder: Path, isa: str) -> str:
     else:
         return "numba is not installed to compile one"
     if sys.stderr.isatty():
-        print(f"edgerun: compiling the kernels for this processor ({isa}), once ({about})", file=sys.stderr, flush=True)
+        _say(f"compiling the kernels for this processor ({isa}), once ({about})")
     paths = [str(objects.HERE.parent), os.environ.get("PYTHONPATH")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     command = [sys.executable, "-m", module, "--out", str(folder), "--isa", isa]
@@ -119,7 +133,7 @@ def kernels(isa: str | None = None) -> Kernels:
     """The kernels for ``isa`` ($EDGERUN_ISA, or the best that this CPU can run). Raises KernelError.
 
     Looks beside the package, then in the cache; what neither has in a current version is compiled once into the cache.
-    Where that cannot be done, the next best instruction set is taken.
+    Where that cannot be done, the next best instruction set is taken, and a line says so.
     """
     isa = isa or os.environ.get("EDGERUN_ISA") or None
     names = [target.name for target in usable()]
@@ -129,20 +143,47 @@ def kernels(isa: str | None = None) -> Kernels:
             f"(known: {', '.join(target.name for target in TARGETS)})"
         )
     wanted = [isa] if isa else names
-    cache_folder = objects.cache_root() / "kernels" / objects.source_hash()
     problem = ""
     for name in wanted:
-        for folder in (objects.INSTALLED, cache_folder):
-            code = objects.read(folder / objects.file_name(name))
-            if code is not None:
-                return Kernels(name, code)
-        problem = problem or _build_into(cache_folder, name)
-        code = objects.read(cache_folder / objects.file_name(name))
-        if code is not None:
-            return Kernels(name, code)
+        try:
+            found = _find(name)
+        except KernelError as error:
+            problem = problem or str(error)
+            continue
+        if problem:
+            _say(f"no kernels for {wanted[0]}: {problem}; those for {name} are taken")
+        return found
     if not wanted:
         raise KernelError(f"edgerun has no kernels for {architecture()} CPUs; it knows x86_64 and aarch64")
     raise KernelError(
-        f"no kernel object for {wanted[0]} in {objects.INSTALLED} or {cache_folder}, and {problem}; "
+        f"no kernel object for {wanted[0]} in {objects.INSTALLED} or {_cache_folder()}, and {problem}; "
         "reinstall edgerun, or 'pip install numba' and start again"
     )
+
+
+def _find(name: str) -> Kernels:
+    """The kernels of one instruction set: installed, from the cache, or compiled. Raises KernelError."""
+    places = [folder / objects.file_name(name) for folder in (objects.INSTALLED, _cache_folder())]
+    problem = ""
+    for path in places:
+        if objects.is_damaged(path):
+            _say(f"{path} is damaged and is not used")
+        code = objects.read(path)
+        if code is not None:
+            try:
+                return Kernels(name, code)
+            except (KernelError, RuntimeError) as error:  # RuntimeError: LLVM cannot read it
+                problem = str(error)
+    problem = _build_into(_cache_folder(), name) or problem
+    code = objects.read(places[-1])
+    if code is None:
+        raise KernelError(problem)
+    return Kernels(name, code)
+
+
+def _cache_folder() -> Path:
+    return objects.cache_root() / "kernels" / objects.source_hash()
+
+
+def _say(what: str) -> None:
+    print(f"edgerun: {what}", file=sys.stderr, flush=True)

@@ -126,6 +126,24 @@ def test_bench_shows_where_the_time_goes(package: Path, capsys: pytest.CaptureFi
     assert "of memory's" in capsys.readouterr().out
 
 
+def test_bench_writes_a_report(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--prompt", "8", "--gen", "4", "--repeat", "1", "--threads", "1,2")
+    path = tmp_path / "report.md"
+    assert main(["bench", str(package), *small, "--report", str(path)]) == 0
+    text = path.read_text(encoding="utf-8")
+    assert "# edgerun bench: " in text and "prefill 8, decode 4, medians of 1" in text
+    assert "- processor: " in text and ", kernels " in text
+    rows = [line for line in text.splitlines() if line.startswith(("| 1 | 0 |", "| 2 | 0 |"))]
+    assert len(rows) == 2
+    capsys.readouterr()
+    nowhere = tmp_path / "missing" / "report.md"
+    assert main(["bench", str(package), *small, "--report", str(nowhere)]) == 1
+    assert capsys.readouterr() == (
+        "",
+        f"edgerun: error: the report cannot be written to {nowhere}: No such file or directory\n",
+    )
+
+
 def test_bench_beyond_the_context(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(package), "--depth", "9999"]) == 1
     error = capsys.readouterr().err

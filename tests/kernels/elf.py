@@ -63,7 +63,7 @@ def built(isa: str) -> bytes:
 
 
 class Block(NamedTuple):
-    """x86 assembly from a label to the next one, or to a jump back to its own."""
+    """Assembly from a label to the next one, or to a jump back to its own."""
 
     function: str
     instructions: list[str]
@@ -74,7 +74,8 @@ class Block(NamedTuple):
 
     def spills(self) -> list[str]:
         """Vector registers that are stored to the stack or come from it."""
-        return [line for line in self.instructions if "(%rsp" in line and re.search(r"%[yz]mm", line)]
+        x86 = [line for line in self.instructions if "(%rsp" in line and re.search(r"%[yz]mm", line)]
+        return x86 or [line for line in self.instructions if "[sp" in line and re.search(r"\bq\d+", line)]
 
 
 def blocks(assembly: str) -> Iterator[Block]:
@@ -86,7 +87,7 @@ def blocks(assembly: str) -> Iterator[Block]:
             function = function if label.startswith(".L") else label
         elif re.match(r"\s+[a-z]", line):
             block.append(line.strip())
-            if re.fullmatch(rf"j\w+\s+{re.escape(label)}", block[-1].split("#")[0].strip()):
+            if re.fullmatch(rf"(j\w+|b\.\w+)\s+{re.escape(label)}", block[-1].split("#")[0].strip()):
                 yield Block(function, block, True)
                 block = []
     yield Block(function, block, False)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import pytest
 
-from edgerun_kernels import load, objects
+from edgerun_kernels import features, load, objects
+from edgerun_kernels.machine import architecture
 from edgerun_kernels.targets import TARGETS, usable
 
 from .elf import built, symbols
@@ -25,10 +30,17 @@ def test_a_damaged_or_stale_object_is_not_read(tmp_path: Path, monkeypatch: pyte
     for broken in (whole[:-1], whole[:50], b"", whole[:-9] + b"X" + whole[-8:], b"x" + whole):
         path.write_bytes(broken)
         assert objects.read(path) is None
+        assert objects.is_damaged(path)
     path.write_bytes(whole)
+    assert not objects.is_damaged(path)
+    (tmp_path / "y.o").write_bytes(whole)  # under the name of another instruction set
+    assert objects.read(tmp_path / "y.o") is None
+    assert objects.is_damaged(tmp_path / "y.o")
     monkeypatch.setattr(objects, "source_hash", lambda: "0" * 32)
     assert objects.read(path) is None
+    assert not objects.is_damaged(path), "of other sources"
     assert objects.read(tmp_path / "none.o") is None
+    assert not objects.is_damaged(tmp_path / "none.o")
     assert not list(tmp_path.glob("*.partial*"))
 
 
@@ -57,10 +69,8 @@ def test_loading_imports_no_numba() -> None:
         "import sys; from edgerun_kernels.load import kernels; kernels(); "
         "print(sorted(m for m in sys.modules if m.split('.')[0] in ('numba', 'onnx', 'onnxruntime')))"
     )
-    path = str(objects.HERE.parent)
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": path}, check=True
-    )
+    env = {"PYTHONPATH": str(objects.HERE.parent), "EDGERUN_CACHE": str(objects.cache_root())}
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True)
     assert out.stdout.strip() == "[]"
 
 
@@ -92,6 +102,125 @@ def test_a_missing_object_is_taken_from_the_cache(monkeypatch: pytest.MonkeyPatc
         assert load.kernels(isa).isa == isa
     finally:
         load.kernels.cache_clear()
+
+
+class Bare(NamedTuple):
+    """An installation without kernels: where its cache keeps them, and what could be in there."""
+
+    folder: Path
+    codes: dict[str, bytes]
+
+    def path(self, isa: str) -> Path:
+        return self.folder / objects.file_name(isa)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bare]:
+    codes = {isa: built(isa) for isa in (ISAS[0], ISAS[-1])}
+    monkeypatch.setattr(objects, "INSTALLED", tmp_path / "installed")
+    monkeypatch.setenv("EDGERUN_CACHE", str(tmp_path / "cache"))
+    load.kernels.cache_clear()
+    yield Bare(tmp_path / "cache" / "kernels" / objects.source_hash(), codes)
+    load.kernels.cache_clear()
+
+
+def compiler(code: bytes, asked: list[str]) -> Callable[[Path, str], str]:
+    """In place of the compiler, which takes long."""
+
+    def build_into(folder: Path, isa: str) -> str:
+        asked.append(isa)
+        objects.write(folder / objects.file_name(isa), code)
+        return ""
+
+    return build_into
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "of another instruction set", "no object"])
+def test_a_damaged_object_in_the_cache_is_made_anew(
+    damage: str, bare: Bare, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    isa, asked = ISAS[0], list[str]()
+    path = bare.path(isa)
+    objects.write(path, bare.codes[isa])
+    whole = path.read_bytes()
+    objects.write(bare.folder / "other.o", bare.codes[isa])
+    other = (bare.folder / "other.o").read_bytes()
+    broken = {"cut": whole[:-100], "changed": whole[:-9] + b"X" + whole[-8:], "empty": b"", "no object": b"x" * 500}
+    path.write_bytes(broken.get(damage, other))
+    monkeypatch.setattr(load, "_build_into", compiler(bare.codes[isa], asked))
+    assert load.kernels(isa).isa == isa
+    assert asked == [isa]
+    assert capfd.readouterr().err == f"edgerun: {path} is damaged and is not used\n"
+
+
+def for_another_architecture(code: bytes) -> bytes:
+    """The object with another processor in its ELF header."""
+    return code[:18] + (183 if architecture() == "x86_64" else 62).to_bytes(2, "little") + code[20:]
+
+
+def test_an_object_for_another_architecture_is_made_anew(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intact, under our name, yet for other processors: LLVM would end the process."""
+    isa, asked = ISAS[0], list[str]()
+    foreign = for_another_architecture(bare.codes[isa])
+    with pytest.raises(load.KernelError, match=f"the kernel object for {isa} is made for (x86_64|aarch64)"):
+        load.Kernels(isa, foreign)
+    with pytest.raises(load.KernelError, match="is made for another architecture"):
+        load.Kernels(isa, b"garbage" * 100)
+    objects.write(bare.path(isa), foreign)
+    monkeypatch.setattr(load, "_build_into", compiler(bare.codes[isa], asked))
+    assert load.kernels(isa).isa == isa
+    assert asked == [isa]
+
+
+@pytest.mark.skipif(len(ISAS) < 2, reason="this processor has one instruction set only")
+def test_the_next_best_kernels_serve_where_the_best_cannot_be_made(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    objects.write(bare.path(ISAS[-1]), bare.codes[ISAS[-1]])
+    monkeypatch.setattr(load, "_build_into", lambda folder, isa: "the disk is full")
+    assert load.kernels().isa == ISAS[-1]
+    said = f"edgerun: no kernels for {ISAS[0]}: the disk is full; those for {ISAS[-1]} are taken\n"
+    assert capfd.readouterr().err == said
+
+
+def test_features_decide_what_runs_on_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    for reported, wanted in (
+        ({"neon", "dotprod", "i8mm"}, ["neon_i8mm", "neon_dotprod", "neon"]),
+        ({"neon", "dotprod"}, ["neon_dotprod", "neon"]),
+        ({"neon", "i8mm"}, ["neon"]),
+        (set(), ["neon"]),
+    ):
+        bits = {
+            word: sum(bit for name, (w, bit) in features.HWCAPS.items() if w == word and name in reported)
+            for word in (features.AT_HWCAP, features.AT_HWCAP2)
+        }
+        getauxval = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong)(lambda word, bits=bits: bits[word])
+        library = SimpleNamespace(getauxval=getauxval)
+        with monkeypatch.context() as patch:
+            patch.setattr(features.ctypes, "CDLL", lambda name, library=library: library)
+            assert features.cpu_features() == reported
+            assert [t.name for t in usable()] == wanted
+
+
+def test_macos_is_asked_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr("sys.platform", "darwin")
+
+    def sysctl(name: bytes, value: Any, size: Any, new: Any, new_size: Any) -> int:
+        if name == b"hw.optional.arm.FEAT_I8MM":
+            return -1  # unknown to an older system
+        value.raw = (1).to_bytes(4, "little") + bytes(4)
+        return 0
+
+    monkeypatch.setattr(features.ctypes, "CDLL", lambda name: SimpleNamespace(sysctlbyname=sysctl))
+    assert features.cpu_features() == {"neon", "dotprod"}
+
+
+def test_a_system_that_says_nothing_gets_what_all_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(features.ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert [t.name for t in usable()] == ["neon"]
 
 
 def test_features_decide_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgerun.package import layout
+from edgerun_kernels.machine import architecture
 from edgerun_kernels.record import Op
 
 from .harness import Array, Memory, address, every_isa, linear_op, same_bits, stride, tape, team
@@ -74,7 +75,9 @@ def test_a_barrier_only_for_several_rows(isa: str) -> None:
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_profile_counts_every_op(isa: str, n_threads: int, rows: int) -> None:
-    """Each op's ticks grow with every run, and the results are the same as without."""
+    """Each op's ticks grow with every run, and the results are the same as without. On ARM a tick may be longer than
+    an op."""
+    coarse = architecture() == "aarch64"
     with Memory() as memory:
         ops, first, last, wanted = permutations(memory, 20, rows, 6)
         x, profile = first.copy(), memory.room((2, len(ops)), np.int64)
@@ -85,7 +88,8 @@ def test_a_profile_counts_every_op(isa: str, n_threads: int, rows: int) -> None:
             first[:] = x
             team(isa, n_threads).run(address(ops), len(ops), run)
             same_bits(last, wanted)
-            assert (profile[0] > before[0]).all() and not profile[1].any()
+            assert (profile[0] >= before[0]).all() and profile[0].sum() > before[0].sum() and not profile[1].any()
+            assert coarse or (profile[0] > before[0]).all()
             before = profile.copy()
         first[:] = x
         team(isa, n_threads).run(address(ops), len(ops), memory.run(N_ROWS=rows))

@@ -3,6 +3,7 @@
 from llvmlite import ir
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+POINTER = I8.as_pointer()
 PREFIX = "edgerun."
 
 
@@ -18,6 +19,8 @@ def _of(lanes: int) -> dict[str, tuple[ir.Type, list[ir.Type]]]:
         "dot_u4": (i32, [i32, i8, i8]),
         "dot_u4_end": (i32, [i32, i32]),
         "dot_i8": (i32, [i32, i8, i8]),
+        "high_u4": (i8, [i8]),
+        "high_u2": (i8, [i8]),
         "fma": (f32, [f32, f32, f32]),
         "f16_to_f32": (f32, [vec(I16, lanes)]),
     }
@@ -27,6 +30,10 @@ NAMED: dict[str, tuple[ir.Type, list[ir.Type]]] = {
     **_of(16),
     # An ISA whose registers are short keeps tiles of half vectors in them.
     **{f"{name}_8": signature for name, signature in _of(8).items()},
+    # Two rows of activations at once; what runs, an ISA arranges as it likes.
+    "pairs_begin_8": (vec(I32, 16), [vec(I32, 8)] * 2),
+    "pairs_dot_u4_8": (vec(I32, 16), [vec(I32, 16), vec(I8, 32), vec(I8, 32), POINTER, POINTER]),
+    "pairs_end_8": (vec(I32, 16), [vec(I32, 16), vec(I32, 8), vec(I32, 8)]),
     "f32_to_f16": (vec(I16, 16), [vec(F32, 16)]),
     "dot_i8_bias": (I64, []),
     "dot_u4_takes_u8": (I64, []),

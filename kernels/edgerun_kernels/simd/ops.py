@@ -20,6 +20,20 @@ def declare(builder: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Typ
     return found if found is not None else ir.Function(module, ir.FunctionType(result, args), name)
 
 
+def call_named(b: ir.IRBuilder, name: str, lanes: int, *args: ir.Value) -> ir.Value:
+    """The ISA's operation on vectors of 16 lanes, or of 8."""
+    name = name if lanes == 16 else f"{name}_8"
+    return b.call(declare(b, PREFIX + name, *NAMED[name]), args)
+
+
+def load_at(b: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Type, align: int) -> ir.Value:
+    """Loads from a constant distance behind an address: a displacement of the instruction, not an addition."""
+    pointer = b.gep(b.inttoptr(address, I8.as_pointer()), [ir.Constant(I64, offset)])
+    value = b.load(b.bitcast(pointer, kind.as_pointer()))
+    value.align = align
+    return value
+
+
 def _named(name: str, result: Any, *args: Any) -> Any:
     """An intrinsic that calls the ISA's definition of ``name``."""
 

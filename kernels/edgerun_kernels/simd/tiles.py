@@ -11,25 +11,17 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .named import I8, I32, I64, NAMED, PREFIX
-from .ops import byte_bits, declare, splat_value
-from .types import f32x8, f32x16, i8x32, i8x64, i32x8, i32x16
-
-VECTORS = {16: (f32x16, i32x16, i8x64), 8: (f32x8, i32x8, i8x32)}
-
-
-def call_named(b: ir.IRBuilder, name: str, lanes: int, *args: ir.Value) -> ir.Value:
-    """The ISA's operation on vectors of 16 lanes, or of 8."""
-    name = name if lanes == 16 else f"{name}_8"
-    return b.call(declare(b, PREFIX + name, *NAMED[name]), args)
+from .named import I8, I32, I64
+from .ops import byte_bits, call_named, load_at, splat_value
+from .running import RunningSums
+from .types import f32x8, f32x16
 
 
-def load_at(b: ir.IRBuilder, address: ir.Value, offset: int, kind: ir.Type, align: int) -> ir.Value:
-    """Loads from a constant distance behind an address: a displacement of the instruction, not an addition."""
-    pointer = b.gep(b.inttoptr(address, I8.as_pointer()), [ir.Constant(I64, offset)])
-    value = b.load(b.bitcast(pointer, kind.as_pointer()))
-    value.align = align
-    return value
+def field_bits(b: ir.IRBuilder, value: ir.Value, first: int, count: int) -> ir.Value:
+    """Bits ``first`` to ``first + count - 1`` of every byte, as numbers."""
+    if first + count == 8 and first > 0:
+        return call_named(b, f"high_u{count}", value.type.count // 4, value)
+    return byte_bits(b, value, first, count)
 
 
 def interleaved(b: ir.IRBuilder, x: ir.Value, y: ir.Value, unit: int, high: int) -> ir.Value:
@@ -42,26 +34,19 @@ def interleaved(b: ir.IRBuilder, x: ir.Value, y: ir.Value, unit: int, high: int)
     return b.bitcast(b.shuffle_vector(b.bitcast(x, kind), b.bitcast(y, kind), mask), x.type)
 
 
-class Tile:
+class Tile(RunningSums):
     """The operations of tiles of one size. ``lanes``: weight rows in a vector, 16 or 8."""
 
     def __init__(self, rows: int, blocks: int, lanes: int = 16) -> None:
-        self.rows, self.blocks, self.lanes = rows, blocks, lanes
-        self.f32, self.i32, self.i8 = VECTORS[lanes]
+        super().__init__(rows, blocks, lanes)
+        self.f32 = {16: f32x16, 8: f32x8}[lanes]
         self.floats = types.UniTuple(self.f32, rows * blocks)
-        self.ints = types.UniTuple(self.i32, rows * blocks)
-        self.weights = types.UniTuple(self.i8, blocks)
         self.scales = types.UniTuple(self.f32, blocks)
 
     def _each(self, b: ir.IRBuilder, one: Callable[[int, int, int], ir.Value]) -> ir.Value:
         """A tile of ``one(index, block, row)``."""
         places = [(block, row) for block in range(self.blocks) for row in range(self.rows)]
         return cgutils.pack_array(b, [one(i, *place) for i, place in enumerate(places)])
-
-    def _rows(self, b: ir.IRBuilder, address: ir.Value, stride: int, kind: ir.Type) -> list[ir.Value]:
-        """One scalar a row, each in all lanes."""
-        align = 1 if stride % 4 else 4
-        return [splat_value(b, load_at(b, address, stride * r, kind, align), self.lanes) for r in range(self.rows)]
 
     def zero(self) -> Any:
         """All sums 0.0."""
@@ -93,39 +78,6 @@ class Tile:
             return ints(types.int64), codegen
 
         return starts
-
-    def begin(self) -> Any:
-        """What ``dot_u4`` adds to, for sums that start with these."""
-        ints = self.ints
-
-        @intrinsic
-        def begin(typingctx, starts):
-            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-                def one(i: int, block: int, row: int) -> ir.Value:
-                    return call_named(b, "dot_u4_begin", self.lanes, b.extract_value(args[0], i))
-
-                return self._each(b, one)
-
-            return ints(ints), codegen
-
-        return begin
-
-    def end(self) -> Any:
-        """The sums of what ``begin`` began with the same starts, in 32 bits."""
-        ints = self.ints
-
-        @intrinsic
-        def end(typingctx, sums, starts):
-            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-                def one(i: int, block: int, row: int) -> ir.Value:
-                    both = (b.extract_value(args[n], i) for n in (0, 1))
-                    return call_named(b, "dot_u4_end", self.lanes, *both)
-
-                return self._each(b, one)
-
-            return ints(ints, ints), codegen
-
-        return end
 
     def _combine(self, combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Any:
         ints = self.ints
@@ -234,7 +186,7 @@ class Tile:
         def part(typingctx, value):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
                 blocks = [b.extract_value(args[0], i) for i in range(self.blocks)]
-                return cgutils.pack_array(b, [byte_bits(b, block, first, count) for block in blocks])
+                return cgutils.pack_array(b, [field_bits(b, block, first, count) for block in blocks])
 
             return weights(weights), codegen
 
@@ -293,7 +245,7 @@ class Tile:
         def six_bits(typingctx, nibbles, pairs):
             def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
                 def one(i: int) -> ir.Value:
-                    low = byte_bits(b, b.extract_value(args[0], i), 4 * (quad % 2), 4)
+                    low = field_bits(b, b.extract_value(args[0], i), 4 * (quad % 2), 4)
                     high = byte_bits(b, b.extract_value(args[1], i), 2 * quad, 2, at=4)
                     return b.sub(b.or_(low, high), ir.Constant(low.type, [less] * low.type.count))
 

@@ -1,0 +1,74 @@
+"""Definitions in generic LLVM only, so that they compile for every target that LLVM knows."""
+
+from llvmlite import ir
+
+from .definitions import Body, both_sizes, const, high_bits, lanes, number, same
+from .named import F32, I16, I32, vec
+
+
+def portable_dot(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    """acc[r] += sum of w[4r+j] * x[4r+j], signed bytes."""
+    count = acc.type.count
+    wide = vec(I32, 4 * count)
+    products = b.mul(b.sext(w, wide), b.sext(x, wide))
+    quarters = [lanes(b, products, i, count, 4) for i in range(4)]
+    return b.add(acc, b.add(b.add(quarters[0], quarters[1]), b.add(quarters[2], quarters[3])))
+
+
+def portable_fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """Two roundings: without the instruction, a fused product would be a call to the C library per lane."""
+    return b.fadd(b.fmul(x, y), z)
+
+
+def portable_f16_to_f32(b: ir.IRBuilder, half: ir.Value) -> ir.Value:
+    """By integer arithmetic, subnormals, infinities and NaN included."""
+    n = half.type.count
+    bits = b.zext(half, vec(I32, n))
+    sign = b.shl(b.and_(bits, const(I32, n, 0x8000)), const(I32, n, 16))
+    magnitude = b.shl(b.and_(bits, const(I32, n, 0x7FFF)), const(I32, n, 13))
+    scaled = b.fmul(b.bitcast(magnitude, vec(F32, n)), const(F32, n, 2.0**112))
+    special = b.icmp_unsigned(">=", magnitude, const(I32, n, 0x7C00 << 13))
+    value = b.select(special, b.or_(magnitude, const(I32, n, 0x7F800000)), b.bitcast(scaled, vec(I32, n)))
+    return b.bitcast(b.or_(value, sign), vec(F32, n))
+
+
+def portable_f32_to_f16(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Nearest, ties to even; too large becomes infinity, NaN stays NaN."""
+    bits = b.bitcast(value, vec(I32, 16))
+    sign = b.and_(b.lshr(bits, const(I32, 16, 16)), const(I32, 16, 0x8000))
+    magnitude = b.and_(bits, const(I32, 16, 0x7FFFFFFF))
+    # Normal halves: rebias the exponent and round the 13 lost bits with the carry that ties need.
+    odd = b.and_(b.lshr(magnitude, const(I32, 16, 13)), const(I32, 16, 1))
+    rounded = b.add(b.add(magnitude, const(I32, 16, 0xFFF - (112 << 23))), odd)
+    normal = b.lshr(rounded, const(I32, 16, 13))
+    # Subnormal halves: adding 0.5 puts the rounded value into the low mantissa bits.
+    shifted = b.fadd(b.bitcast(magnitude, vec(F32, 16)), const(F32, 16, 0.5))
+    subnormal = b.sub(b.bitcast(shifted, vec(I32, 16)), const(I32, 16, 0x3F000000))
+    small = b.icmp_unsigned("<", magnitude, const(I32, 16, 113 << 23))
+    result = b.select(small, subnormal, normal)
+    large = b.icmp_unsigned(">=", magnitude, const(I32, 16, 0x477FF000))  # 65520 and above round to infinity
+    result = b.select(large, const(I32, 16, 0x7C00), result)
+    nan = b.icmp_unsigned(">", magnitude, const(I32, 16, 0x7F800000))
+    result = b.select(nan, const(I32, 16, 0x7E00), result)
+    return b.trunc(b.or_(result, sign), vec(I16, 16))
+
+
+PORTABLE: dict[str, Body] = {
+    **both_sizes(
+        {
+            "dot_u4_begin": same,
+            "dot_u4": portable_dot,
+            "dot_u4_end": same,
+            "dot_i8": portable_dot,
+            "high_u4": high_bits(4),
+            "high_u2": high_bits(2),
+            "fma": portable_fma,
+            "f16_to_f32": portable_f16_to_f32,
+        }
+    ),
+    "f32_to_f16": portable_f32_to_f16,
+    "dot_i8_bias": number(0),
+    "dot_u4_takes_u8": number(0),
+    "is_wide": number(0),
+}
+"""All but what waits: how a processor counts time and how a system sleeps has no general form."""

@@ -1,0 +1,111 @@
+"""Definitions for x86-64: AVX2, and the dot products of AVX-VNNI and AVX-512 VNNI."""
+
+from llvmlite import ir
+
+from .definitions import (
+    Body,
+    both_sizes,
+    by_parts,
+    call,
+    const,
+    high_bits,
+    native_f16_to_f32,
+    native_f32_to_f16,
+    native_fma,
+    number,
+    same,
+)
+from .futex import futex
+from .named import I8, I16, I32, I64, vec
+from .portable import PORTABLE
+
+
+def cycle_counter(b: ir.IRBuilder) -> ir.Value:
+    return call(b, "llvm.readcyclecounter", I64)
+
+
+def x86_pause(b: ir.IRBuilder) -> None:
+    call(b, "llvm.x86.sse2.pause", ir.VoidType())
+
+
+def _maddubs(b: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx2.pmadd.ub.sw", vec(I16, 16), unsigned, signed)
+
+
+def _pairs(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx2.pmadd.wd", vec(I32, 8), words, const(I16, 16, 1))
+
+
+def avx2_begin(b: ir.IRBuilder, start: ir.Value) -> ir.Value:
+    return const(I32, start.type.count, 0)
+
+
+def avx2_dot_u4(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    """Sums pairs in 16 bits: 8 calls hold 8 * 2 * 15 * 127 < 2**15, so a group of 32 columns never overflows."""
+    return b.bitcast(b.add(b.bitcast(acc, vec(I16, 16)), _maddubs(b, w, x)), vec(I32, 8))
+
+
+def avx2_end(b: ir.IRBuilder, acc: ir.Value, start: ir.Value) -> ir.Value:
+    return b.add(_pairs(b, b.bitcast(acc, vec(I16, 16))), start)
+
+
+def avx2_dot_i8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    """|w| times x with w's sign: |w| <= 128 and |x| <= 127, so a pair fits 16 bits."""
+    size = call(b, "llvm.abs.v32i8", vec(I8, 32), w, ir.Constant(ir.IntType(1), 0))
+    signed = call(b, "llvm.x86.avx2.psign.b", vec(I8, 32), x, w)
+    return b.add(acc, _pairs(b, _maddubs(b, size, signed)))
+
+
+AVX2: dict[str, Body] = {
+    **both_sizes(
+        {
+            "dot_u4_begin": avx2_begin,
+            "dot_u4": by_parts(8, avx2_dot_u4),
+            "dot_u4_end": by_parts(8, avx2_end),
+            "dot_i8": by_parts(8, avx2_dot_i8),
+            "high_u4": high_bits(4),
+            "high_u2": high_bits(2),
+            "fma": native_fma,
+            "f16_to_f32": native_f16_to_f32,
+        }
+    ),
+    "f32_to_f16": native_f32_to_f16,
+    "dot_i8_bias": number(0),
+    "dot_u4_takes_u8": number(0),
+    "is_wide": number(0),
+    "ticks": cycle_counter,
+    "pause": x86_pause,
+    **futex(202),
+}
+
+
+def vnni_256(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx512.vpdpbusd.256", vec(I32, 8), acc, w, x)
+
+
+def vnni_512(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx512.vpdpbusd.512", vec(I32, 16), acc, w, x)
+
+
+def signed_weights(dot: Body) -> Body:
+    """The instruction wants unsigned weights: w + 128, which ``dot_i8_bias`` tells the kernel to take off again."""
+    return lambda b, acc, w, x: dot(b, acc, b.xor(w, const(I8, w.type.count, -128)), x)
+
+
+def vnni(dot_16: Body, dot_8: Body) -> dict[str, Body]:
+    """AVX2 with a dot product of bytes in 32 bits."""
+    return {
+        **AVX2,
+        **both_sizes({"dot_u4_begin": same, "dot_u4_end": same}),
+        "dot_u4": dot_16,
+        "dot_u4_8": dot_8,
+        "dot_i8": signed_weights(dot_16),
+        "dot_i8_8": signed_weights(dot_8),
+        "dot_i8_bias": number(128),
+        "dot_u4_takes_u8": number(1),
+    }
+
+
+X86_64 = {**PORTABLE, "ticks": cycle_counter, "pause": x86_pause, **futex(202)}
+AVX_VNNI = vnni(by_parts(8, vnni_256), vnni_256)
+AVX512_VNNI = {**vnni(vnni_512, vnni_256), "is_wide": number(1)}
