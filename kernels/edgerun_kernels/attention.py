@@ -142,8 +142,9 @@ def _tile(cache: Cache, rows: int):
                     store_f32x16(o, load_f32x16(o) * splat(factor))
 
     @inner
-    def attend(op, run, kv_head, begin, end, queries, ends, state, p):
-        """Prepared queries over positions [begin, end); ``ends`` int64[rows]: each query's own last + 1.
+    def attend(op, run, kv_head, begin, end, following, queries, ends, state, p):
+        """Prepared queries over positions [begin, end); ``ends`` int64[rows]: each query's own last + 1. following: the
+        head of a page whose first positions come next, to be fetched meanwhile; 0: those behind ``end``.
 
         state: the queries' maxima [16], sums [16], room for two more such, then outputs [padded/16, rows, 16], all
         float32, unnormalised.
@@ -161,8 +162,11 @@ def _tile(cache: Cache, rows: int):
         for position in range(begin, end, CHUNK):
             keys = head_address(op, run, position, kv_head)
             inside, count = position % PAGE, min(CHUNK, end - position)
-            later = min(position + CHUNK, newest)
-            ahead = head_address(op, run, later, kv_head) - keys + (later % PAGE - inside) * position_bytes
+            if following != 0 and position + CHUNK >= end:
+                ahead = following - keys - inside * position_bytes
+            else:
+                later = min(position + CHUNK, newest)
+                ahead = head_address(op, run, later, kv_head) - keys + (later % PAGE - inside) * position_bytes
             scores(op, keys, inside, count, queries, p, work, ahead)
             softmax_step(p, (count + 15) // 16 * 16, position, ends, padded, state, out)
             accumulate(op, keys, inside, count, p, out, ahead)
@@ -200,7 +204,11 @@ def _decode_tile(cache: Cache, rows: int):
         prepare(op, raw, queries)
         partials = field(run, Run.ARENA) + field(op, Field.PARTIALS)
         for index in range(first, last):
-            attend(op, run, kv_head, index * part, min((index + 1) * part, position + 1), queries, ends, state, p)
+            following = 0
+            if index + 1 == n_parts and kv_head + 1 < field(op, Field.N_KV_HEADS):
+                following = head_address(op, run, 0, kv_head + 1)
+            end = min((index + 1) * part, position + 1)
+            attend(op, run, kv_head, index * part, end, following, queries, ends, state, p)
             for q in range(rows):
                 save_partial(partials + ((head + q) * n_parts + index) * partial_bytes(op), state, rows, q, padded)
 
@@ -283,7 +291,7 @@ def _attention(name: str, cache: Cache):
                 load(op, run, q, row, head, state + STATE)
                 store_i64(ends + 8 * q, position + row + 1)
             prepare(op, state + STATE, queries)
-            attend(op, run, kv_head, 0, position + last // group + 1, queries, ends, state, p)
+            attend(op, run, kv_head, 0, position + last // group + 1, 0, queries, ends, state, p)
             for q in range(last - tile + 1):
                 row, head = (tile + q) // group, kv_head * group + (tile + q) % group
                 y = field(run, Run.ARENA) + field(op, Field.Y) + row * y_stride + 4 * head * dim
