@@ -11,7 +11,7 @@ import pytest
 
 import edgerun
 from edgerun import ContextError, EdgerunError, Model, OptionError
-from edgerun.model import default_threads
+from edgerun.model import default_threads, prefill_rows
 from edgerun_kernels.width import Width
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, 90, 330)]
@@ -198,3 +198,8 @@ def test_more_threads_than_rows_and_processors(package: Path) -> None:
         session = model.session()
         for token in TOKENS[:5]:
             session.decode(token)
+
+
+@pytest.mark.parametrize(("intermediate_size", "rows"), [(50, 256), (1536, 256), (4096, 128), (6912, 64), (14336, 64)])
+def test_large_models_take_fewer_rows_at_once(intermediate_size: int, rows: int) -> None:
+    assert prefill_rows(intermediate_size) == rows
