@@ -90,14 +90,16 @@ def _unmap_compiler() -> None:
     """Gives some 40 MiB of memory back: LLVM's machine code and tables, which have done their work. Only what is mapped
     from the file and was never written, so that whatever is touched again is simply mapped again."""
     dont_need = 4
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError):
         madvise = ctypes.CDLL(None).madvise
         mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
-        for mapping in mappings:
-            header = mapping.partition("\n")[0]
-            clean = len(re.findall(r"^(?:Private_Dirty|Swap): +0 kB$", mapping, re.MULTILINE)) == 2
-            if header.endswith("libllvmlite.so") and clean:
-                start, end = (int(part, 16) for part in header.split()[0].split("-"))
+        for mapping in filter(None, mappings):
+            place, rights, *_, name = mapping.partition("\n")[0].split(maxsplit=5)
+            kib = {key: int(value) for key, value in re.findall(r"^(\w+): +(\d+) kB$", mapping, re.MULTILINE)}
+            # Tables that were relocated are read-only by now, but no longer what the file holds. Emulators say 0 of all.
+            unwritten = kib["Rss"] > 0 and kib["Private_Dirty"] == kib["Swap"] == 0
+            if name.endswith("libllvmlite.so") and (rights == "r-xp" or (rights == "r--p" and unwritten)):
+                start, end = (int(part, 16) for part in place.split("-"))
                 madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), dont_need)
 
 

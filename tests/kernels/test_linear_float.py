@@ -12,7 +12,7 @@ from edgerun_kernels import reference
 from .harness import EPS, THREADS, Array, Memory, call, every_isa, examples, floats, linear_op, same_bits, within
 from .weights import ACTIVATIONS, SHAPES, WEIGHTS, matrix, padded
 
-FORMATS = [fmt for fmt in layout.FORMATS if fmt != "ternary"]
+FORMATS = [fmt for fmt in layout.FORMATS if not fmt.startswith("ternary")]
 """Ternary layers take int8 by definition, and nothing embeds with them."""
 
 
