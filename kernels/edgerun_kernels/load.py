@@ -96,7 +96,7 @@ def _unmap_compiler() -> None:
         for mapping in filter(None, mappings):
             place, rights, *_, name = mapping.partition("\n")[0].split(maxsplit=5)
             kib = {key: int(value) for key, value in re.findall(r"^(\w+): +(\d+) kB$", mapping, re.MULTILINE)}
-            # Tables that were relocated are read-only by now, but no longer what the file holds. Emulators say all is 0.
+            # Relocated tables are read-only by now, but no longer what the file holds. Emulators say 0 of all.
             unwritten = kib["Rss"] > 0 and kib["Private_Dirty"] == kib["Swap"] == 0
             if name.endswith("libllvmlite.so") and (rights == "r-xp" or (rights == "r--p" and unwritten)):
                 start, end = (int(part, 16) for part in place.split("-"))
