@@ -20,7 +20,7 @@ PREFILL_TILE = 8
 """Query rows that prefill attention takes through the keys together."""
 MAX_CHUNKS = 32
 """Parts into which attention splits the cache at decode, at most."""
-CHUNK = 256
+CHUNK = 128
 """Positions in such a part, at least, and in a step of prefill attention; a divisor of PAGE."""
 
 
