@@ -176,6 +176,7 @@ def _find(name: str) -> Kernels:
                 return Kernels(name, code)
             except (KernelError, RuntimeError) as error:  # RuntimeError: LLVM cannot read it
                 problem = str(error)
+                _say(f"{path} is not used: {problem}")
     problem = _build_into(_cache_folder(), name) or problem
     code = objects.read(places[-1])
     if code is None:

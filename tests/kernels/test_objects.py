@@ -158,7 +158,9 @@ def for_another_architecture(code: bytes) -> bytes:
     return code[:18] + (183 if architecture() == "x86_64" else 62).to_bytes(2, "little") + code[20:]
 
 
-def test_an_object_for_another_architecture_is_made_anew(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_for_another_architecture_is_made_anew(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Intact, under our name, yet for other processors: LLVM would end the process."""
     isa, asked = ISAS[0], list[str]()
     foreign = for_another_architecture(bare.codes[isa])
@@ -170,6 +172,9 @@ def test_an_object_for_another_architecture_is_made_anew(bare: Bare, monkeypatch
     monkeypatch.setattr(load, "_build_into", compiler(bare.codes[isa], asked))
     assert load.kernels(isa).isa == isa
     assert asked == [isa]
+    assert capfd.readouterr().err.startswith(
+        f"edgerun: {bare.path(isa)} is not used: the kernel object for {isa} is made"
+    )
 
 
 @pytest.mark.skipif(len(ISAS) < 2, reason="this processor has one instruction set only")
