@@ -28,7 +28,7 @@ from .harness import (
     same_bits,
     stride,
 )
-from .weights import padded
+from .weights import run_quantised
 
 SHAPES = st.tuples(
     st.integers(1, 9), st.integers(1, 100) | st.integers(250, 800), st.integers(1, 140) | st.integers(1000, 1100)
@@ -49,27 +49,8 @@ def twin(x: reference.QuantisedRows, codes: Array, d: Array) -> Array:
 def run_columns(
     isa: str, x: reference.QuantisedRows, codes: Array, d: Array, n_threads: int = 1, **options: Any
 ) -> Array:
-    """The layer's outputs: float32 [rows, padded n]. Options: bias [n], residual [rows, n], flags, rows of the run."""
-    (n, k), rows = codes.shape, options.get("rows", len(x[0]))
-    with Memory() as memory:
-        packed = activations(memory, x, n_threads)
-        y = memory.room((rows, padded(n)), np.float32, gap=64)
-        scratch = memory.room((n_threads, -(-columns_scratch_bytes(n, k, rows) // 64) * 64), np.uint8)
-        fields: dict[str, Any] = {"FLAGS": options.get("flags", 0), "SCRATCH": scratch}
-        fields |= {"SCRATCH_PRIVATE": stride(scratch)}
-        if "bias" in options:
-            fields["BIAS"] = memory.rows(options["bias"][None], layout.ROWS)
-        if "residual" in options:
-            y[:] = 0
-            y[:, :n] = options["residual"]
-            fields["FLAGS"] |= Flag.ACCUMULATE
-        if rows == 1:
-            fields["X_PRIVATE"] = stride(packed)
-        weights = layout.pack("ternary_columns", codes, d)
-        op, run = linear_op(memory, packed, y, weights, n, k, **fields), memory.run(N_ROWS=rows, N_OUT=len(x[0]))
-        call(isa, "linear_ternary_columns", op, run, n_threads)
-        call(isa, "gather_columns", op, run, n_threads)
-        return y.copy()
+    """As ``run_quantised``, of codes and a scale."""
+    return run_quantised(isa, x, layout.pack("ternary_columns", codes, d), len(codes), n_threads, **options)
 
 
 @every_isa

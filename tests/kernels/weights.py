@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgerun.package import layout
 from edgerun_kernels import reference
 from edgerun_kernels.load import Kernels
-from edgerun_kernels.record import SECOND_TERM, Flag
+from edgerun_kernels.record import SECOND_TERM, Flag, columns_scratch_bytes
 
 from .harness import Memory, activations, call, floats, linear_op, stride
 
@@ -91,7 +91,7 @@ def kernel_of(weights: dict[str, Array]) -> str:
     if "s" in weights:
         return "linear_q6k"
     if weights["d"].ndim == 1:
-        return "linear_ternary"
+        return "linear_ternary_columns" if weights["q"].shape[2] == 4 else "linear_ternary"
     return "linear_q8" if weights["q"].dtype == np.int8 else "linear_q4"
 
 
@@ -117,6 +117,13 @@ def run_quantised(
             fields["FLAGS"] |= Flag.ACCUMULATE
         if len(y) == 1:  # every thread reads its own copy
             fields["X_PRIVATE"] = stride(packed)
+        name = kernel_of(weights)
+        if name == "linear_ternary_columns":
+            private = -(-columns_scratch_bytes(n, k, len(y)) // 64) * 64
+            fields |= {"SCRATCH": memory.room((n_threads, private), np.uint8), "SCRATCH_PRIVATE": private}
         op = linear_op(memory, packed, y, weights, n, k, **fields)
-        call(kernels, kernel_of(weights), op, memory.run(N_ROWS=len(y), N_OUT=rows), n_threads)
+        run = memory.run(N_ROWS=len(y), N_OUT=rows)
+        call(kernels, name, op, run, n_threads)
+        if name == "linear_ternary_columns":
+            call(kernels, "gather_columns", op, run, n_threads)
         return y.copy()
