@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.package import triples
 from edgerun_kernels.record import GROUP, PAGE, ROWS, SUPER_GROUPS, Field, Op
 
 if TYPE_CHECKING:
@@ -113,6 +115,8 @@ def _bytes_read(op: NDArray[np.int64], positions: float) -> int:
     blocks, groups = -(-int(op[Field.N]) // ROWS), -(-int(op[Field.K]) // GROUP)
     if code in _GROUP_BYTES:
         return blocks * groups * (_GROUP_BYTES[code] + (2 * ROWS if op[Field.M] else 0))
+    if code == Op.LINEAR_TERNARY_TRIPLES:
+        return math.prod(triples.shape(int(op[Field.N]), int(op[Field.K])))
     if code == Op.LINEAR_F32:
         return blocks * ROWS * 4 * int(op[Field.K])
     if code in _ATTENTION:

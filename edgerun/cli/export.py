@@ -18,8 +18,13 @@ from edgerun.cli.terminal import human_bytes
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @quant_option
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Ternary layers in 1.67 bits a weight instead of 2: faster on processors with AVX-512, slower on others.",
+)
 @json_option
-def command(checkpoint: Path, out: Path, quant: str, as_json: bool) -> None:
+def command(checkpoint: Path, out: Path, quant: str, compact: bool, as_json: bool) -> None:
     """Turn CHECKPOINT (a GGUF file, or a folder with safetensors) into the model package OUT.
 
     An older package at OUT is replaced once the new one is whole.
@@ -27,7 +32,7 @@ def command(checkpoint: Path, out: Path, quant: str, as_json: bool) -> None:
     from edgerun_exporters import export
 
     with ProgressBar() as progress:
-        report = export(checkpoint, out, quant=quant, progress=progress)
+        report = export(checkpoint, out, quant=quant, compact=compact, progress=progress)
     if as_json:
         click.echo(
             json.dumps(

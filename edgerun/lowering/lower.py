@@ -30,6 +30,7 @@ from edgerun_kernels.record import (
     columns_scratch_bytes,
     kv_head_bytes,
     row_activation_bytes,
+    triples_scratch_bytes,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ LINEAR_FLOAT = {
     "q8": Op.LINEAR_Q8_FLOAT,
     "q6k": Op.LINEAR_Q6K_FLOAT,
     "f32": Op.LINEAR_F32,
+}
+LINEAR_TERNARY = {
+    "ternary": Op.LINEAR_TERNARY,
+    "ternary_columns": Op.LINEAR_TERNARY_COLUMNS,
+    "ternary_triples": Op.LINEAR_TERNARY_TRIPLES,
 }
 GATE = {"SwiGLU": Op.SWIGLU, "SquaredReLU": Op.SQUARED_RELU}
 TILE_BYTES = {Op.QUANTIZE: activation_bytes, Op.QUANTIZE_ROWS: row_activation_bytes}
@@ -108,7 +114,7 @@ class _Lowering:
         self.inv_freq: NDArray[np.float32] | None = None
         self.n_layers = 0
         self.layer_bytes = 0
-        self.column_scratch: dict[int, int] = {}
+        self.linear_scratch: dict[int, int] = {}
         self.attention_scratch: tuple[int, int, int] | None = None
         nodes = package.graph.node
         self.uses = Counter(name for node in nodes for name in node.input)
@@ -272,8 +278,8 @@ class _Lowering:
         fmt = str(OPERATORS[node.op_type].weights)
         final = node.output[0] in self.final
         flags: int = Flag.OUT_ROWS if final else 0
-        if fmt.startswith("ternary"):  # its activations are int8 by definition
-            code = Op.LINEAR_TERNARY if fmt == "ternary" else Op.LINEAR_TERNARY_COLUMNS
+        if fmt in LINEAR_TERNARY:  # its activations are int8 by definition
+            code = LINEAR_TERNARY[fmt]
             source = self._quantised(name, Op.QUANTIZE_ROWS, flags)
         elif self.compute != "float32" and fmt != "f32":
             code = LINEAR[fmt]
@@ -293,17 +299,23 @@ class _Lowering:
 
     def _multiply(self, name: str, code: Op, fields: dict[str, int]) -> tuple[int, ...]:
         """The records of a linear layer: one, or two where threads share out its columns and then join their sums."""
+        if code == Op.LINEAR_TERNARY_TRIPLES:
+            fields |= self._linear_scratch(triples_scratch_bytes(fields["N"], fields["K"]))
         if code != Op.LINEAR_TERNARY_COLUMNS:
             return (self._emit(name, code, **fields),)
-        private = _pad(columns_scratch_bytes(fields["N"], fields["K"], self.max_rows), 64)
-        if private not in self.column_scratch:
-            self.column_scratch[private] = self.arena.scratch(private * self.n_threads)
-        fields |= {"SCRATCH": self.column_scratch[private], "SCRATCH_PRIVATE": private}
+        fields |= self._linear_scratch(columns_scratch_bytes(fields["N"], fields["K"], self.max_rows))
         first = self._emit(name, code, **fields)
         self._wait()
         second = self._emit(f"{name}.gather", Op.GATHER_COLUMNS, **fields)
         self._wait()  # of one row and of several, threads write other parts than those of other layers
         return first, second
+
+    def _linear_scratch(self, n_bytes: int) -> dict[str, int]:
+        """Room for every thread's own use; layers of one size share it."""
+        private = _pad(n_bytes, 64)
+        if private not in self.linear_scratch:
+            self.linear_scratch[private] = self.arena.scratch(private * self.n_threads)
+        return {"SCRATCH": self.linear_scratch[private], "SCRATCH_PRIVATE": private}
 
     def _add(self, node: Any) -> None:
         """A bias or a residual: both become part of the linear layer that they follow."""

@@ -17,10 +17,16 @@ ternary q uint8 [Nb, G, 2, 16, 4]         byte (b, g, h, r, j), bits 2p and 2p+1
         d float32 [1]                     b*16+r, column g*32+h*16+p*4+j                      (BitNet)
 ternary q uint8 [32 G, Sn, 4, 4, 4]       byte (k, s, a, u, r), bits 2p and 2p+1: row         (q - 1) * d
 columns d float32 [1]                     s*256+p*64+u*16+a*4+r, column k; Sn = ceil(N/256)
+ternary q uint8 [P, Ms, U, 5, 16, 4]      16 codes t0 + 3 t1 + 9 t2 a row and unit: t0, t1, t2     (t - 1) * d
+triples                                   of columns p*U*48 + u*48 + i, + 16 and + 32 are code i;
+        d float32 [1]                     word (p, m, u, l, r, h), low byte first, row m*32+h*16+r:
+                                          codes 3l, 3l+1, 3l+2 from its low bits on, and bit l of
+                                          code 15; Ms = ceil(N/32), P parts of U units of columns
 f32     w float32 [Nb, K, 16]             (b, k, r): row b*16+r, column k                     w
 ======  ================================  ==================================================  ====================
 
-In ``ternary_columns`` a column's bytes lie together, for kernels that leave out columns whose input is zero.
+In ``ternary_columns`` a column's bytes lie together, for kernels that leave out columns whose input is zero;
+``ternary_triples`` takes 1.67 bits a weight, for memory that is slower than the processor.
 Padding rows and columns hold the value 0 (q4: nibble 8; q6k: 32; ternary: 1; all others: 0; scales and factors: 0).
 Everything here works on blocks of rows, so that temporaries stay at a few MiB whatever the matrix.
 """
@@ -33,6 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.package import triples
 from edgerun_kernels.record import COLUMN_ROWS as COLUMN_ROWS
 from edgerun_kernels.record import GROUP as GROUP  # the kernels' own numbers: a package is laid out for them
 from edgerun_kernels.record import ROWS as ROWS
@@ -79,8 +86,11 @@ _FORMATS = {
     "q6k": _Format("q6_k", "u1", 6, ("q", "s", "d"), 63, 32),
     "ternary": _Format("ternary", "u1", 2, ("q", "d"), 2, 1),
     "ternary_columns": _Format("ternary", "u1", 2, ("q", "d"), 2, 1),
+    "ternary_triples": _Format("ternary", "u1", 2, ("q", "d"), 2, 1),
     "f32": _Format("f32", "<f4", 32, ("w",)),
 }
+_WHOLE = ("ternary_columns", "ternary_triples")
+"""Formats that do not lie row block by row block."""
 FORMATS = tuple(_FORMATS)
 
 
@@ -99,6 +109,8 @@ def parts(fmt: str, n: int, k: int) -> dict[str, Part]:
     if fmt == "ternary_columns":
         shape = (groups * GROUP, -(-n // COLUMN_ROWS), 4, 4, 4)
         return {"q": Part(np.dtype("u1"), shape), "d": Part(np.dtype("<f4"), (1,))}
+    if fmt == "ternary_triples":
+        return {"q": Part(np.dtype("u1"), triples.shape(n, k)), "d": Part(np.dtype("<f4"), (1,))}
     wanted = {"q": Part(np.dtype(_FORMATS[fmt].payload), (blocks, groups, _FORMATS[fmt].lines, ROWS, 4))}
     if fmt == "ternary":
         return wanted | {"d": Part(np.dtype("<f4"), (1,))}
@@ -131,8 +143,10 @@ def pack(
     payload = "w" if fmt == "f32" else "q"
     if values.dtype != wanted[payload].dtype:
         raise ValueError(f"{fmt} needs {wanted[payload].dtype} values, got {values.dtype}")
-    if fmt == "ternary_columns":
-        return {"q": _columns(values, wanted["q"].shape), "d": np.asarray(d, np.float32)}
+    if fmt in _WHOLE:
+        _check_codes(fmt, values)
+        q = _columns(values, wanted["q"].shape) if fmt == "ternary_columns" else triples.packed(values)
+        return {"q": q, "d": np.asarray(d, np.float32)}
     packed: dict[str, Array] = {suffix: np.empty(part.shape, part.dtype) for suffix, part in wanted.items()}
     width = k if fmt == "f32" else wanted[payload].shape[1] * GROUP
     for start, stop in _row_blocks(len(packed[payload]), width):
@@ -155,8 +169,8 @@ def _plain_shape(suffix: str, stored: tuple[int, ...], n: int) -> tuple[int, ...
 def unpack(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> Unpacked:
     """Undo `pack` for an n x k matrix: exactly the values, scales, minima and factors that were packed."""
     payload, blocks = _checked(fmt, tensors, n, k)
-    if fmt == "ternary_columns":
-        return Unpacked(_from_columns(payload)[:n, :k], tensors["d"].copy())
+    if fmt in _WHOLE:
+        return Unpacked(_whole(fmt, payload)[:n, :k], tensors["d"].copy())
     values: Array = np.empty((n, k), payload.dtype)
     beside: dict[str, Array] = {}
     for suffix in ("d", "m", "s"):
@@ -177,8 +191,8 @@ def unpack(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> Unpacked:
 def dequantise(fmt: str, tensors: Mapping[str, Array], n: int, k: int) -> NDArray[np.float32]:
     """The n x k matrix as float32 [N, K], computed in float32 as the table at the top of this module says."""
     payload, blocks = _checked(fmt, tensors, n, k)
-    if fmt == "ternary_columns":
-        return (_from_columns(payload)[:n, :k].astype(np.float32) - 1) * tensors["d"]
+    if fmt in _WHOLE:
+        return (_whole(fmt, payload)[:n, :k].astype(np.float32) - 1) * tensors["d"]
     dense = np.empty((n, k), np.float32)
     for start, stop in blocks:
         first, last = start * ROWS, min(n, stop * ROWS)
@@ -246,13 +260,16 @@ def _check_codes(fmt: str, rows: Array) -> None:
 
 def _columns(codes: Array, shape: tuple[int, ...]) -> Array:
     """Ternary codes [N, K], column by column."""
-    _check_codes("ternary_columns", codes)
     n, k = codes.shape
     padded = np.full((shape[0], shape[1] * COLUMN_ROWS), _FORMATS["ternary_columns"].zero, np.uint8)
     padded[:k, :n] = codes.T
     pairs = padded.reshape(*shape[:2], 4, 4, 4, 4)  # k, s, p, u, a, r
     packed: Array = pairs[:, :, 0] | (pairs[:, :, 1] << 2) | (pairs[:, :, 2] << 4) | (pairs[:, :, 3] << 6)
     return np.ascontiguousarray(packed.swapaxes(2, 3))
+
+
+def _whole(fmt: str, q: Array) -> Array:
+    return _from_columns(q) if fmt == "ternary_columns" else triples.unpacked(q)
 
 
 def _from_columns(q: Array) -> Array:

@@ -50,6 +50,7 @@ OPERATORS: dict[str, OperatorSpec] = {
         *(OperatorSpec(f"Linear{s}", ("x", *p), ("y",), _MATRIX, f) for s, (f, p) in _WEIGHTS.items()),
         OperatorSpec("BitLinear", ("x", "q", "d"), ("y",), _MATRIX, "ternary"),
         OperatorSpec("SparseBitLinear", ("x", "q", "d"), ("y",), _MATRIX, "ternary_columns"),
+        OperatorSpec("TripleBitLinear", ("x", "q", "d"), ("y",), _MATRIX, "ternary_triples"),
         OperatorSpec("RotaryCosSin", ("position_ids", "inv_freq"), ("cos", "sin"), {}),
         OperatorSpec("CausalMask", ("position_ids", "past_key"), ("mask",), {}),
         OperatorSpec(
@@ -76,6 +77,7 @@ FINGERPRINTS = {
     "LinearF32": "d8c67b5e22e18fe700cbf7159956f20c",
     "BitLinear": "de80fb81d70759cb2a319e129953ff04",
     "SparseBitLinear": "53a149181f4ae84c4df6c0878ec2762d",
+    "TripleBitLinear": "9ec5fb2ccfccb213cd788c390e3415c6",
     "RotaryCosSin": "d9dd59db631c4a0acfeba04b0baa3465",
     "CausalMask": "b51337256d82ba2224dc56d99a80ce25",
     "Attention": "25be848dc19ec7013fa8ee873f95eac9",
@@ -88,6 +90,7 @@ _EMBED = {fmt: f"Embed{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()}
 _LINEAR = {fmt: f"Linear{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()} | {
     "ternary": "BitLinear",
     "ternary_columns": "SparseBitLinear",
+    "ternary_triples": "TripleBitLinear",
 }
 EMBEDS, LINEARS, GATES = tuple(_EMBED.values()), tuple(_LINEAR.values()), ("SwiGLU", "SquaredReLU")
 """Operators of which one stands in a place of the graph."""
@@ -409,6 +412,52 @@ _SPARSE_BIT_LINEAR = f"""{_pairs("q", 2)}
     columns = Transpose <perm = [0, 1, 2, 4, 3, 5]> (pairs)
     padded = Flatten <axis = 1> (columns){_TERNARY_PRODUCT}"""
 
+# [P, M, U, 5, 32]: words of the 32 rows of a unit; then codes [P, M, U, 16, 32], then [P, U, third, code, M, half, row]
+_TRIPLE_BIT_LINEAR = f"""
+    bytes = Cast <to = 6> (q)
+    byte_shape = Constant <value_ints = [0, 0, 0, 5, 32, 2]> ()
+    pairs = Reshape(bytes, byte_shape)
+    byte_weights_f = Constant <value_ints = [1, 256]> ()
+    byte_weights = Cast <to = 6> (byte_weights_f)
+    weighted = Mul(pairs, byte_weights)
+    byte_axis = Constant <value_ints = [5]> ()
+    words = ReduceSum <keepdims = 0> (weighted, byte_axis)
+    line_axis = Constant <value_ints = [4]> ()
+    word_lines = Unsqueeze(words, line_axis)
+    steps_l = Constant <value_ints = [1, 32, 1024]> ()
+    steps_i = Cast <to = 6> (steps_l)
+    step_axis = Constant <value_ints = [1]> ()
+    steps = Unsqueeze(steps_i, step_axis)
+    moved = Div(word_lines, steps)
+    thirty_two_l = Constant <value_int = 32> ()
+    thirty_two = Cast <to = 6> (thirty_two_l)
+    fifteen_lines = Mod(moved, thirty_two)
+    fifteen_shape = Constant <value_ints = [0, 0, 0, 15, 32]> ()
+    fifteen = Reshape(fifteen_lines, fifteen_shape)
+    top_l = Constant <value_int = 32768> ()
+    top = Cast <to = 6> (top_l)
+    bits = Div(words, top)
+    bit_weights_l = Constant <value_ints = [1, 2, 4, 8, 16]> ()
+    bit_weights_i = Cast <to = 6> (bit_weights_l)
+    bit_weights = Unsqueeze(bit_weights_i, step_axis)
+    bits_weighted = Mul(bits, bit_weights)
+    code_axis = Constant <value_ints = [3]> ()
+    last_code = ReduceSum <keepdims = 1> (bits_weighted, code_axis)
+    codes = Concat <axis = 3> (fifteen, last_code)
+    third_codes = Unsqueeze(codes, code_axis)
+    places_l = Constant <value_ints = [1, 3, 9]> ()
+    places_i = Cast <to = 6> (places_l)
+    place_axes = Constant <value_ints = [1, 2]> ()
+    places = Unsqueeze(places_i, place_axes)
+    higher = Div(third_codes, places)
+    three_l = Constant <value_int = 3> ()
+    three = Cast <to = 6> (three_l)
+    digits = Mod(higher, three)
+    digit_shape = Constant <value_ints = [0, 0, 0, 48, 16, 2]> ()
+    by_row = Reshape(digits, digit_shape)
+    by_column = Transpose <perm = [0, 2, 3, 1, 5, 4]> (by_row)
+    padded = Flatten <axis = 3> (by_column){_TERNARY_PRODUCT}"""
+
 _EMBED_F32 = f"""
     rows = Transpose <perm = [0, 2, 1]> (w)
     padded = Flatten <axis = 2> (rows){_cut("n1, k1", "table")}
@@ -461,4 +510,5 @@ _BODIES = {
 """,
     "BitLinear": _BIT_LINEAR,
     "SparseBitLinear": _SPARSE_BIT_LINEAR,
+    "TripleBitLinear": _TRIPLE_BIT_LINEAR,
 }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _FLOAT, _INT64 = 1, 7  # TensorProto.DataType
 _ATTRIBUTE_TYPES = {"float": 1, "int": 2}  # AttributeProto.AttributeType
 _NORM = {"axis": "int", "epsilon": "float", "stash_type": "int"}
-_EXPECTED = {EMBEDS: "Embed*", LINEARS: "Linear*, BitLinear or SparseBitLinear", GATES: " or ".join(GATES)}
+_EXPECTED = {EMBEDS: "Embed*", LINEARS: "Linear* or *BitLinear", GATES: " or ".join(GATES)}
 
 
 class Wanted(NamedTuple):

@@ -115,7 +115,7 @@ def _packed(checkpoint: Checkpoint, matrix: Matrix, kind: str) -> Iterator[tuple
     if kind.startswith("ternary"):
         scale, trits = matrix.open_ternary(checkpoint)
         d = np.full(1, scale, np.float32)
-        if kind == "ternary_columns":  # every column holds all rows
+        if kind != "ternary":  # every column, or part of columns, holds all rows
             step = matrix.rows
         for start in range(0, matrix.rows, step):
             yield start, layout.pack(kind, trits(start, min(matrix.rows, start + step)), d)

@@ -55,7 +55,8 @@ def finish(op, y, block, acc):
 
 
 def _kernel(fmt):
-    """The kernel of one weight format."""
+    """The kernel of one weight format, and what it does with some blocks of 16 weight rows, whose weights lie from
+    ``w`` on as if all blocks did."""
     group_bytes, d_groups, half_d, half_m = fmt.group_bytes, fmt.d_groups, fmt.half_d, fmt.half_m
     one = fmt.products(Tile(1, 1), prefetch_once)
     wide, single = (fmt.products(Tile(TILE_ROWS, blocks), prefetch) for blocks in (2, 1))
@@ -94,13 +95,10 @@ def _kernel(fmt):
                 block += n_blocks
 
     @inner
-    def kernel(op, run, tid, n_threads):
-        rows = n_rows(op, run)
+    def some_blocks(op, run, tid, rows, first, last, w):
         x, y = input_address(op, run, tid), output_address(op, run)
-        n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
         n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
-        w, d, m = field(op, Field.W), field(op, Field.D), field(op, Field.M)
-        first, last = share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)
+        d, m = field(op, Field.D), field(op, Field.M)
         if rows != 1:
             several_rows(op, rows, x, y, first, last, n_groups, w, d, m)
             return
@@ -111,10 +109,17 @@ def _kernel(fmt):
             one(wb, db, mb, stride, d_stride, m_stride, x, n_groups, out)
             finish(op, y, block, load_f32x16(out))
 
-    return kernel
+    @inner
+    def kernel(op, run, tid, n_threads):
+        n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+        first, last = share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)
+        some_blocks(op, run, tid, n_rows(op, run), first, last, field(op, Field.W))
+
+    return kernel, some_blocks
 
 
-q4, q4m, q8, q6k, ternary = (_kernel(fmt) for fmt in (Q4, Q4M, Q8, Q6K, TERNARY))
+(q4, _), (q4m, _), (q8, _), (q6k, _) = (_kernel(fmt) for fmt in (Q4, Q4M, Q8, Q6K))
+ternary, ternary_blocks = _kernel(TERNARY)
 
 
 @op_kernel

@@ -55,6 +55,7 @@ class Op(IntEnum):
     SQUARED_RELU = 22
     LINEAR_TERNARY_COLUMNS = 23
     GATHER_COLUMNS = 24
+    LINEAR_TERNARY_TRIPLES = 25
 
 
 class Field(IntEnum):
@@ -148,6 +149,10 @@ COLUMN_ROWS = 256
 COLUMN_AHEAD = 32
 """Columns by which prefetching runs ahead there, into the second cache: fetched nearer, or into the first cache, they
 come too late."""
+UNIT_ROWS, UNIT_COLUMNS, UNIT_BYTES = 32, 48, 320
+"""Of ternary weights in codes of three columns: the unit that lies together."""
+MOST_UNITS_A_PART = 18
+"""Units whose columns are taken together: their tables of 1 KiB each stay in the first cache."""
 TILE_SUMS = 64 * 4 * TILE_ROWS
 """Bytes of the sums of a tile of rows there: four vectors each."""
 SUPER_GROUPS = 8
@@ -189,6 +194,19 @@ def columns_scratch_bytes(n: int, k: int, rows: int) -> int:
     padded = -(-k // GROUP) * GROUP
     one = 4 * -(-n // COLUMN_ROWS) * COLUMN_ROWS + 8 * (padded + COLUMN_AHEAD) + padded
     return max(one, TILE_SUMS * -(-rows // TILE_ROWS))
+
+
+def units_a_part(k: int) -> int:
+    """Units of a part of k columns; all parts have as many, so that the last may be padded."""
+    units = (k + UNIT_COLUMNS - 1) // UNIT_COLUMNS
+    n_parts = (units + MOST_UNITS_A_PART - 1) // MOST_UNITS_A_PART
+    return (units + n_parts - 1) // n_parts
+
+
+def triples_scratch_bytes(n: int, k: int) -> int:
+    """A thread's scratch for a layer with n x k weights in codes of three: int32 sums of all rows, or a block of 32
+    rows in 2 bits, and what expanding writes beyond it."""
+    return max(4 * -(-n // UNIT_ROWS) * UNIT_ROWS, -(-k // GROUP) * 256 + 192)
 
 
 def kv_head_bytes(cache: str, head_dim: int) -> int:

@@ -102,11 +102,27 @@ def dequantise_q6k(q: Array, s: Array, d: Array) -> F32:
 
 def ternary_rows(q: Array) -> NDArray[np.int64]:
     """Ternary bytes uint8 [Nb, G, 2, 16, 4] -> -1..1, int64 [16 Nb, 32 G]; by columns, uint8 [32 G, Sn, 4, 4, 4] ->
-    [256 Sn, 32 G]."""
+    [256 Sn, 32 G]; in codes of three, uint8 [P, M, U, 5, 16, 4] -> [32 M, 48 U P]."""
+    if q.ndim == 6:
+        return _triples(q)
     if q.shape[2] == 4:
         pairs = np.stack([q >> 2 * p & 3 for p in range(4)], 2).swapaxes(3, 4)
         return pairs.reshape(len(q), -1).T.astype(np.int64) - 1
     return bit_pairs(q.reshape(len(q), -1, ROWS, 4)) - 1
+
+
+def _triples(q: Array) -> NDArray[np.int64]:
+    n_parts, n_blocks, n_units = q.shape[:3]
+    words = q[..., 0::2] + 256 * q[..., 1::2].astype(np.int64)
+    trits = np.empty((n_blocks, 2, 16, n_parts, n_units, 3, 16), np.int64)
+    for i in range(16):
+        if i < 15:
+            code = words[:, :, :, i // 3] >> 5 * (i % 3) & 31
+        else:
+            code = (words >> 15 << np.arange(5)[:, None, None]).sum(3)
+        for third, digit in enumerate((code % 9 % 3, code % 9 // 3, code // 9)):
+            trits[:, :, :, :, :, third, i] = digit.transpose(1, 4, 3, 0, 2) - 1
+    return trits.reshape(32 * n_blocks, -1)
 
 
 # --- embeddings, norm, activations ------------------------------------------------------------------------------------
@@ -311,9 +327,11 @@ def linear_q6k(x: Quantised, q: Array, s: Array, d: Array) -> F32:
 
 
 def linear_ternary(x: QuantisedRows, q: Array, d: Array) -> F32:
-    """float32 [rows, 16 Nb or 256 Sn]: dot(trits, x), exact in integers, times (d * scale), bit for bit as
+    """float32 [rows, 16 Nb, 32 M or 256 Sn]: dot(trits, x), exact in integers, times (d * scale), bit for bit as
     the kernel does it."""
-    dots = x.ints.astype(np.int64) @ ternary_rows(q).T
+    w = ternary_rows(q)
+    k = min(w.shape[1], x.ints.shape[1])  # what is beyond one of them is padding of the other
+    dots = x.ints[:, :k].astype(np.int64) @ w[:, :k].T
     return _rounded(dots.astype(np.float32) * (d * x.scales[:, None]) + np.float32(0))
 
 

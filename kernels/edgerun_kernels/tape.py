@@ -14,6 +14,7 @@ from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
 from .simd.ops import field, load_i64, store_i64, ticks
+from .triples import linear_ternary_triples
 
 # Plain integers: inside a kernel Numba would look an enumeration up at every use.
 EMBED_Q4, EMBED_Q8, EMBED_F32 = int(Op.EMBED_Q4), int(Op.EMBED_Q8), int(Op.EMBED_F32)
@@ -24,6 +25,7 @@ ATTENTION_F16, ATTENTION_F32, ATTENTION_Q8 = int(Op.ATTENTION_F16), int(Op.ATTEN
 EMBED_Q6K, LINEAR_Q6K, LINEAR_Q6K_FLOAT = int(Op.EMBED_Q6K), int(Op.LINEAR_Q6K), int(Op.LINEAR_Q6K_FLOAT)
 LINEAR_TERNARY, QUANTIZE_ROWS, SQUARED_RELU = int(Op.LINEAR_TERNARY), int(Op.QUANTIZE_ROWS), int(Op.SQUARED_RELU)
 LINEAR_TERNARY_COLUMNS, GATHER_COLUMNS = int(Op.LINEAR_TERNARY_COLUMNS), int(Op.GATHER_COLUMNS)
+LINEAR_TERNARY_TRIPLES = int(Op.LINEAR_TERNARY_TRIPLES)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 
 
@@ -33,6 +35,8 @@ def run_op(code, op, run, tid, n_threads):
         linear_q4(op, run, tid, n_threads)
     elif code == LINEAR_TERNARY:
         linear_ternary(op, run, tid, n_threads)
+    elif code == LINEAR_TERNARY_TRIPLES:
+        linear_ternary_triples(op, run, tid, n_threads)
     elif code == LINEAR_TERNARY_COLUMNS:
         linear_ternary_columns(op, run, tid, n_threads)
     elif code == GATHER_COLUMNS:

@@ -66,6 +66,27 @@ def test_the_bytes_are_the_models(model: Bitnet, tmp_path: Path) -> None:
         assert stored.d is not None and float(stored.d[0]) == float(scale) == SCALE
 
 
+def test_compact_layers_hold_the_same_weights(model: Bitnet, tmp_path: Path) -> None:
+    """In 1.67 bits: all but what lies by columns."""
+    source = write(model, "packed", tmp_path / "source")
+    export(source, tmp_path / "pkg")
+    export(source, tmp_path / "compact", compact=True)
+    plain, compact = (open_package(tmp_path / name) for name in ("pkg", "compact"))
+    changed = 0
+    for ours, theirs in zip(plain.graph.node, compact.graph.node, strict=True):
+        if theirs.op_type == "TripleBitLinear":
+            n, k = (next(a.i for a in theirs.attribute if a.name == name) for name in "NK")
+            stored = [{s: package.tensor(f"{theirs.input[1][:-2]}.{s}") for s in "qd"} for package in (plain, compact)]
+            formats = ("ternary", "ternary_triples")
+            two_bits, three = (layout.unpack(*given, n, k) for given in zip(formats, stored, strict=True))
+            np.testing.assert_array_equal(two_bits.values, three.values)
+            assert two_bits.d == three.d
+            changed += 1
+        else:
+            assert ours.op_type == theirs.op_type
+    assert changed == 6 * model.config.num_hidden_layers
+
+
 def test_what_a_package_says(model: Bitnet, tmp_path: Path) -> None:
     config = exported(model, "packed", tmp_path).config
     assert (config.family, config.rope_theta, config.tied_embeddings) == ("bitnet", 500_000.0, True)

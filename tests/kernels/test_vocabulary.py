@@ -196,6 +196,36 @@ def test_every_half_comes_back(isa: str) -> None:
 
 
 @every_isa
+@examples(50)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_words_are_looked_up(isa: str, seed: int) -> None:
+    """By the low five bits of each index, whatever is above."""
+    rng = np.random.default_rng(seed)
+    table, index = rng.integers(0, 2**16, (2, 32)).astype(np.uint16)
+    got = apply(isa, "lookup_i16", np.empty(32, np.uint16), table, index)
+    np.testing.assert_array_equal(got, table[index & 31])
+
+
+@every_isa
+@examples(50)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_high_halves_of_products(isa: str, seed: int) -> None:
+    x, y = np.random.default_rng(seed).integers(0, 2**16, (2, 32)).astype(np.uint16)
+    y[:16] = 1 << np.arange(16)
+    got = apply(isa, "high_product_u16", np.empty(32, np.uint16), x, y)
+    np.testing.assert_array_equal(got, (x.astype(np.uint32) * y) >> 16)
+
+
+@every_isa
+def test_codes_of_three_have_digits(isa: str) -> None:
+    codes = np.arange(32, dtype=np.uint16)
+    wanted = codes % 9 % 3 | codes // 9 << 4 | codes % 9 // 3 << 8
+    for above in (0, 0x20, 0xFFE0):
+        got = apply(isa, "digits_i16", np.empty(32, np.uint16), codes | np.uint16(above))
+        np.testing.assert_array_equal(got, wanted)
+
+
+@every_isa
 def test_time_goes_on_and_pauses_end(isa: str) -> None:
     before = constant(isa, "ticks")
     while constant(isa, "ticks") == before:
@@ -215,11 +245,13 @@ def test_nobody_waits_for_what_has_come(isa: str) -> None:
 def test_what_is_constant_is_said(isa: str) -> None:
     assert constant(isa, "is_wide") in (0, 1)
     assert constant(isa, "dot_u4_takes_u8") in (0, 1)
+    assert constant(isa, "has_lookup_i16") in (0, 1)
 
 
 def test_no_operation_is_forgotten() -> None:
     tested = {"dot_u4_begin", "dot_u4", "dot_u4_end", "dot_i8", "high_u4", "high_u2", "fma", "f16_to_f32"}
     tested |= {f"{name}_8" for name in tested}
     tested |= {"pairs_begin_8", "pairs_dot_u4_8", "pairs_end_8"}
-    rest = {"f32_to_f16", "dot_i8_bias", "dot_u4_takes_u8", "is_wide", "ticks", "pause", "wait_on", "wake_all"}
+    rest = {"lookup_i16", "has_lookup_i16", "digits_i16", "high_product_u16", "f32_to_f16", "dot_i8_bias", "is_wide"}
+    rest |= {"dot_u4_takes_u8", "ticks", "pause", "wait_on", "wake_all"}
     assert set(NAMED) == tested | rest

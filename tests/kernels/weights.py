@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgerun.package import layout
 from edgerun_kernels import reference
 from edgerun_kernels.load import Kernels
-from edgerun_kernels.record import SECOND_TERM, Flag, columns_scratch_bytes
+from edgerun_kernels.record import SECOND_TERM, Flag, columns_scratch_bytes, triples_scratch_bytes
 
 from .harness import Memory, activations, call, floats, linear_op, stride
 
@@ -91,6 +91,8 @@ def kernel_of(weights: dict[str, Array]) -> str:
     if "s" in weights:
         return "linear_q6k"
     if weights["d"].ndim == 1:
+        if weights["q"].ndim == 6:
+            return "linear_ternary_triples"
         return "linear_ternary_columns" if weights["q"].shape[2] == 4 else "linear_ternary"
     return "linear_q8" if weights["q"].dtype == np.int8 else "linear_q4"
 
@@ -103,8 +105,9 @@ def run_quantised(
     n_threads: int = 1,
     **options: Any,
 ) -> Array:
-    """The layer's outputs: float32 [rows, padded n]. Options: bias [n], residual [rows, n], flags, rows of the run."""
-    rows, k = x[0].shape
+    """The layer's outputs: float32 [rows, padded n]. Options: bias [n], residual [rows, n], flags, rows of the run, k
+    where it is not that of whole groups."""
+    rows, k = len(x[0]), options.get("k", x[0].shape[1])
     with Memory() as memory:
         packed = activations(memory, x, n_threads)
         fields: dict[str, Any] = {"FLAGS": options.get("flags", 0)}
@@ -118,8 +121,10 @@ def run_quantised(
         if len(y) == 1:  # every thread reads its own copy
             fields["X_PRIVATE"] = stride(packed)
         name = kernel_of(weights)
-        if name == "linear_ternary_columns":
-            private = -(-columns_scratch_bytes(n, k, len(y)) // 64) * 64
+        if name in ("linear_ternary_columns", "linear_ternary_triples"):
+            by_columns = name == "linear_ternary_columns"
+            needed = columns_scratch_bytes(n, k, len(y)) if by_columns else triples_scratch_bytes(n, k)
+            private = -(-needed // 64) * 64
             fields |= {"SCRATCH": memory.room((n_threads, private), np.uint8), "SCRATCH_PRIVATE": private}
         op = linear_op(memory, packed, y, weights, n, k, **fields)
         run = memory.run(N_ROWS=len(y), N_OUT=rows)

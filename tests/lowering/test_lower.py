@@ -25,6 +25,7 @@ SHAPES = {
     "ternary": BITNET,
     "ternary, biases": replace(BITNET, biases=True),
     "ternary without sub-norms": replace(BITNET, sub_norms=False, gate="SwiGLU", embedding="q4m", down=None),
+    "ternary, compact": replace(BITNET, linear="ternary_triples", biases=True),
     "ternary, all by columns": replace(BITNET, linear="ternary_columns", biases=True),
 }
 

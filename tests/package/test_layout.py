@@ -26,6 +26,7 @@ def random_matrix(fmt: str, n: int, k: int, seed: int) -> layout.Unpacked:
         "q6k": (0, 64, np.uint8),
         "ternary": (0, 3, np.uint8),
         "ternary_columns": (0, 3, np.uint8),
+        "ternary_triples": (0, 3, np.uint8),
     }.get(fmt, (0, 16, np.uint8))
     values = rng.integers(low, high, (n, k)).astype(dtype)
     if fmt.startswith("ternary"):
@@ -46,6 +47,14 @@ def stated_value(fmt: str, tensors: dict[str, NDArray[Any]], row: int, column: i
         slab, row = divmod(row, 256)
         byte = int(tensors["q"][column, slab, row % 16 // 4, row % 64 // 16, row % 4])
         return (np.float32(byte >> 2 * (row // 64) & 3) - np.float32(1)) * tensors["d"][0]
+    if fmt == "ternary_triples":
+        q = tensors["q"]
+        (part, unit), place = divmod(column // 48, q.shape[2]), column % 48
+        where = (part, row // 32, unit)
+        words = [int(w) for w in q[where].view("<u2")[:, row % 16, row % 32 // 16]]
+        third, code = divmod(place, 16)
+        number = words[code // 3] >> 5 * (code % 3) if code < 15 else sum((w >> 15) << i for i, w in enumerate(words))
+        return (np.float32(number % 32 // 3**third % 3) - np.float32(1)) * tensors["d"][0]
     if fmt == "ternary":
         byte = int(tensors["q"][block, g, within // 16, r, within % 4])
         return (np.float32(byte >> 2 * (within % 16 // 4) & 3) - np.float32(1)) * tensors["d"][0]
@@ -93,7 +102,7 @@ def test_padding_is_worth_nothing(fmt: str) -> None:
     assert not whole[n:].any()
     if fmt != "q4m":
         # a padding column of q4m inside a real group is worth the group's minimum: kernels see zero activations there
-        wide = 64 if fmt != "f32" else k
+        wide = {"f32": k, "ternary_triples": 48}.get(fmt, 64)
         assert not layout.dequantise(fmt, tensors, n, wide)[:, k:].any()
 
 

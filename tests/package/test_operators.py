@@ -88,9 +88,9 @@ def test_linear(fmt: str, n: int, k: int) -> None:
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("fmt", ["ternary", "ternary_columns"])
+@pytest.mark.parametrize("fmt", ["ternary", "ternary_columns", "ternary_triples"])
 @pytest.mark.parametrize("pattern", ["normal", "outliers", "ties", "zeros", "tiny", "huge"])
-@pytest.mark.parametrize(("n", "k"), [*ODD_SHAPES, (300, 40)])
+@pytest.mark.parametrize(("n", "k"), [*ODD_SHAPES, (300, 40), (40, 1000)])
 def test_bit_linear(n: int, k: int, pattern: str, fmt: str) -> None:
     """Within 2 ulp: the integers are the same, and onnxruntime may multiply them by one scale after the other."""
     rng = np.random.default_rng(n * k)

@@ -58,6 +58,8 @@ fma = _named("fma", f32x16, f32x16, f32x16, f32x16)
 f16_to_f32 = _named("f16_to_f32", f32x16, i16x16)
 f32_to_f16 = _named("f32_to_f16", i16x16, f32x16)
 is_wide = _named("is_wide", types.int64)
+has_lookup_i16 = _named("has_lookup_i16", types.int64)
+"""Whether ``lookup_i16``, 32 words by their indexes in a table of 32, is an instruction."""
 ticks = _named("ticks", types.int64)
 pause = _named("pause", types.void)
 wait_on = _named("wait_on", types.void, types.int64, types.int64)
@@ -94,6 +96,7 @@ def _store(kind: Any, llvm: ir.Type, align: int) -> Any:
 load_i64, store_i64 = _load(types.int64, I64, 8), _store(types.int64, I64, 8)
 load_i32, store_i32 = _load(types.int32, I32, 4), _store(types.int32, I32, 4)
 load_i16, store_i16 = _load(types.int16, ir.IntType(16), 2), _store(types.int16, ir.IntType(16), 2)
+load_i8 = _load(types.int8, I8, 1)
 load_u8, store_u8 = _load(types.uint8, I8, 1), _store(types.uint8, I8, 1)
 load_f32, store_f32 = _load(types.float32, F32, 4), _store(types.float32, F32, 4)
 

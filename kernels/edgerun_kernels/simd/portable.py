@@ -53,6 +53,38 @@ def portable_f32_to_f16(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return b.trunc(b.or_(result, sign), vec(I16, 16))
 
 
+def portable_lookup(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+    """One entry after another."""
+    index, result = b.and_(index, const(I16, 32, 31)), const(I16, 32, 0)
+    for lane in range(32):
+        place = ir.Constant(I32, lane)
+        result = b.insert_element(result, b.extract_element(table, b.extract_element(index, place)), place)
+    return result
+
+
+def portable_high_product(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    wide = b.mul(b.zext(x, vec(I32, 32)), b.zext(y, vec(I32, 32)))
+    return b.trunc(b.lshr(wide, const(I32, 32, 16)), x.type)
+
+
+def portable_digits(b: ir.IRBuilder, codes: ir.Value) -> ir.Value:
+    """Of the low five bits, t0 + 3 t1 + 9 t2: t0 | t2 << 4 | t1 << 8. Division by 9 and by 3, exact in this range."""
+    code = b.and_(codes, const(I16, 32, 31))
+    third = b.lshr(b.mul(code, const(I16, 32, 57)), const(I16, 32, 9))
+    rest = b.sub(code, b.mul(third, const(I16, 32, 9)))
+    second = b.lshr(b.mul(rest, const(I16, 32, 11)), const(I16, 32, 5))
+    first = b.sub(rest, b.mul(second, const(I16, 32, 3)))
+    return b.or_(first, b.or_(b.shl(third, const(I16, 32, 4)), b.shl(second, const(I16, 32, 8))))
+
+
+PORTABLE_WORDS: dict[str, Body] = {
+    "lookup_i16": portable_lookup,
+    "has_lookup_i16": number(0),
+    "high_product_u16": portable_high_product,
+    "digits_i16": portable_digits,
+}
+"""Of 32 words of 16 bits: for every ISA that does not look them up."""
+
 PORTABLE: dict[str, Body] = {
     **both_sizes(
         {
@@ -67,6 +99,7 @@ PORTABLE: dict[str, Body] = {
         }
     ),
     "f32_to_f16": portable_f32_to_f16,
+    **PORTABLE_WORDS,
     "dot_i8_bias": number(0),
     "dot_u4_takes_u8": number(0),
     "is_wide": number(0),

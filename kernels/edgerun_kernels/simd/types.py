@@ -43,7 +43,7 @@ class VecModel(models.PrimitiveModel):
 
 
 i8x64, i8x32 = Vec("i8", 64), Vec("i8", 32)
-i16x16, i16x8 = Vec("i16", 16), Vec("i16", 8)
+i16x32, i16x16, i16x8 = Vec("i16", 32), Vec("i16", 16), Vec("i16", 8)
 i32x16, i32x8 = Vec("i32", 16), Vec("i32", 8)
 f32x16, f32x8 = Vec("f32", 16), Vec("f32", 8)
 

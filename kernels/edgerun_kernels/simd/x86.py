@@ -17,7 +17,7 @@ from .definitions import (
 )
 from .futex import futex
 from .named import I8, I16, I32, I64, vec
-from .portable import PORTABLE
+from .portable import PORTABLE, PORTABLE_WORDS
 
 
 def cycle_counter(b: ir.IRBuilder) -> ir.Value:
@@ -70,6 +70,7 @@ AVX2: dict[str, Body] = {
         }
     ),
     "f32_to_f16": native_f32_to_f16,
+    **PORTABLE_WORDS,
     "dot_i8_bias": number(0),
     "dot_u4_takes_u8": number(0),
     "is_wide": number(0),
@@ -106,6 +107,26 @@ def vnni(dot_16: Body, dot_8: Body) -> dict[str, Body]:
     }
 
 
+def avx512_lookup(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx512.permvar.hi.512", vec(I16, 32), table, index)
+
+
+def avx512_high_product(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return call(b, "llvm.x86.avx512.pmulhu.w.512", vec(I16, 32), x, y)
+
+
+def avx512_digits(b: ir.IRBuilder, codes: ir.Value) -> ir.Value:
+    table = [code % 9 % 3 | code // 9 << 4 | code % 9 // 3 << 8 for code in range(32)]
+    return avx512_lookup(b, ir.Constant(vec(I16, 32), table), codes)
+
+
 X86_64 = {**PORTABLE, "ticks": cycle_counter, "pause": x86_pause, **futex(202)}
 AVX_VNNI = vnni(by_parts(8, vnni_256), vnni_256)
-AVX512_VNNI = {**vnni(vnni_512, vnni_256), "is_wide": number(1)}
+AVX512_VNNI: dict[str, Body] = {
+    **vnni(vnni_512, vnni_256),
+    "lookup_i16": avx512_lookup,
+    "has_lookup_i16": number(1),
+    "high_product_u16": avx512_high_product,
+    "digits_i16": avx512_digits,
+    "is_wide": number(1),
+}
