@@ -282,6 +282,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bitnet-2b", type=Path, metavar="FILE", help="one in the shape of BitNet-b1.58-2B-4T, TQ2_0")
     parser.add_argument("--bitnet-2b-ik", type=Path, metavar="FILE", help="the same in IQ2_BN, for ik_llama.cpp")
     parser.add_argument("--threads", default=None, metavar="N,…", help="default: 1 and one a core")
+    parser.add_argument(
+        "--bitnet-2b-package", type=Path, metavar="DIR", help="run it instead of an export of the file: a compact one"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="default 5; slow works take a third of them")
     parser.add_argument("--only", action="append", metavar="TEXT", help="works whose name contains it (repeatable)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
@@ -301,7 +304,7 @@ def main() -> None:
             print(f"--{option.replace('_', '-')} is not given: left out", file=sys.stderr)
     args.gguf, args.package = fetch(CATALOGUE["smollm2"]), resolve("smollm2")
     args.package_1b = resolve(str(args.llama_1b)) if args.llama_1b else None
-    args.package_2b = resolve(str(args.bitnet_2b)) if args.bitnet_2b else None
+    args.package_2b = args.bitnet_2b_package or (resolve(str(args.bitnet_2b)) if args.bitnet_2b else None)
     cores = os.cpu_count() or 1
     counts = [int(n) for n in args.threads.split(",")] if args.threads else sorted({1, cores})
     args.most_threads = max(counts)

@@ -71,10 +71,10 @@ def add_unit(typingctx, sums, address, tables):
     return i16x32(i16x32, types.int64, types.int64), codegen
 
 
-def _byte(b: ir.IRBuilder, value: ir.Value, source: int, target: int) -> ir.Value:
-    """Byte ``source`` of every 32-bit lane, moved to byte ``target``; the others are 0."""
-    move, by = (b.lshr, source - target) if source > target else (b.shl, target - source)
-    return b.and_(move(value, _const(PAIRS, 8 * by)), _const(PAIRS, 0xFF << 8 * target))
+def _choose(b: ir.IRBuilder, mask: int, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The bits of x under the mask, and those of y elsewhere."""
+    full = (1 << x.type.element.width) - 1
+    return b.or_(b.and_(x, _const(x.type, mask)), b.and_(y, _const(x.type, full ^ mask)))
 
 
 @intrinsic
@@ -83,18 +83,29 @@ def expand_unit(typingctx, address, first, second):
     16..31 at ``second``."""
 
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        def left(value: ir.Value, by: int) -> ir.Value:
+            return b.shl(value, _const(value.type, by))
+
+        def right(value: ir.Value, by: int) -> ir.Value:
+            return b.lshr(value, _const(value.type, by))
+
         digits = [_named(b, "digits_i16", code) for code in _codes(b, args[0])]  # t0, and t2 four bits, t1 eight higher
-        low, high = ([_const(WORDS, 0)] * 4 for _ in range(2))
-        for code, digit in enumerate(digits):
-            j, by = code % 4, _const(WORDS, 2 * (code // 4))
-            low[j] = b.or_(low[j], b.shl(b.and_(digit, _const(WORDS, 0x0303)), by))
-            third = b.and_(b.lshr(digit, _const(WORDS, 4)), _const(WORDS, 3))
-            high[j] = b.or_(high[j], b.shl(third, by))
-        low, high = ([b.bitcast(words, PAIRS) for words in part] for part in (low, high))
-        for rows, target in enumerate(args[1:]):
-            for half, (words, byte) in enumerate(((low, 0), (low, 1), (high, 0))):
-                parts = [_byte(b, value, 2 * rows + byte, j) for j, value in enumerate(words)]
-                line = b.or_(b.or_(parts[0], parts[1]), b.or_(parts[2], parts[3]))
+        one, two, three = [], [], []  # of each half group, byte j of a row: columns j, j + 4, j + 8, j + 12
+        for j in range(4):
+            low = b.or_(digits[j], left(digits[j + 4], 2))
+            high = b.or_(digits[j + 8], left(digits[j + 12], 2))
+            both = _choose(b, 0x0F0F, low, left(high, 4))
+            one.append(both)
+            two.append(right(both, 8))
+            three.append(_choose(b, 0x0F, right(low, 4), high))
+        lines: list[list[ir.Value]] = [[], []]
+        for b_0, b_1, b_2, b_3 in (one, two, three):
+            pairs = (_choose(b, 0xFF, b_0, left(b_1, 8)), _choose(b, 0xFF, b_2, left(b_3, 8)))
+            low, high = (b.bitcast(pair, PAIRS) for pair in pairs)
+            lines[0].append(_choose(b, 0xFFFF, low, left(high, 16)))
+            lines[1].append(_choose(b, 0xFFFF, right(low, 16), high))
+        for target, halves in zip(args[1:], lines, strict=True):  # the second may begin where the first ends
+            for half, line in enumerate(halves):
                 place = b.add(target, ir.Constant(target.type, 64 * half))
                 b.store(line, b.inttoptr(place, PAIRS.as_pointer())).align = 4
         return ctx.get_dummy_value()
