@@ -16,6 +16,7 @@ from edgerun.package.layout import public_name
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Description, describe
+from .fingerprint import fingerprint
 from .graph import build
 from .quantize import QUANTS, choose_format
 from .staging import staged_folder
@@ -139,6 +140,7 @@ def _config(
             "repo" if repository else "file": name,
             "format": source.format,
             "sha256": source.sha256(),
+            "fingerprint": fingerprint(source, d),
         },
         "quantisation": {
             "linear": linear.most_common(1)[0][0],

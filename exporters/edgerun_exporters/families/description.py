@@ -102,3 +102,14 @@ class Description:
         """Every weight matrix once, in the order of use."""
         of_layers = [matrix for layer in self.layers for matrix in layer.matrices.values()]
         return [self.embedding, *of_layers, *([self.output] if self.output else [])]
+
+    def vectors(self) -> list[tuple[str, npt.NDArray[np.float32]]]:
+        """Every norm and bias by its name in a package, in the order of use."""
+        found = []
+        for i, layer in enumerate(self.layers):
+            found.append((f"layers.{i}.input_norm.weight", layer.input_norm))
+            found.append((f"layers.{i}.post_attention_norm.weight", layer.post_attention_norm))
+            for kind, suffix in ((layer.norms, "norm.weight"), (layer.biases, "bias")):
+                for role, vector in kind.items():
+                    found.append((f"{layer.matrices[role].name.removesuffix('.weight')}.{suffix}", vector))
+        return [*found, ("final_norm.weight", self.final_norm)]
