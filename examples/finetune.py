@@ -11,7 +11,6 @@ until it says that OUT is written. Needs torch and transformers: pip install 'ed
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from edgerun.variants.dare import Float
 
-SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+SHRINKS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
 """(1 - p) / q: what a kept element is of DARE's."""
-ETAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+ETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 GAMMA = 0.95
 
 
@@ -52,13 +52,14 @@ def phi(p: float) -> float:
 def output_change(logits: Float, wanted: Float) -> float:
     """How far a model's outputs are from the fine-tuned model's: mean KL(wanted || logits) in nats. Both [T, vocab]."""
     ours, theirs = log_softmax(logits), log_softmax(wanted)
-    return float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).mean())
+    return float((np.exp(theirs) * (theirs - ours)).sum(axis=-1, dtype=np.float64).mean())
 
 
-def log_softmax(logits: Float) -> NDArray[np.float64]:
-    """Over the last axis."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    normalised: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+def log_softmax(logits: Float) -> Float:
+    """Over the last axis, in float32; sums in float64."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
+    normalised: Float = shifted - np.log(total).astype(np.float32)
     return normalised
 
 

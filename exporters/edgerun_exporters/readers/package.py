@@ -87,9 +87,7 @@ class PackageCheckpoint(Checkpoint):
 def _sizes(metadata: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The shape of every kind of matrix by the last part of its name."""
     hidden, middle, vocab = (int(metadata[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
-    q, kv = (
-        int(metadata[key]) * int(metadata["head_dim"]) for key in ("num_attention_heads", "num_key_value_heads")
-    )
+    q, kv = (int(metadata[key]) * int(metadata["head_dim"]) for key in ("num_attention_heads", "num_key_value_heads"))
     return {
         "embedding": (vocab, hidden),
         "output": (vocab, hidden),

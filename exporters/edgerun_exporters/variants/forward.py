@@ -37,7 +37,7 @@ def forward(
     at: npt.NDArray[np.int64],
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Float:
-    """Logits float32 [C, len(at), vocab] of the models at the places `at` of the flattened tokens [B, T]; places of
+    """What goes into the output head, float32 [C, len(at), K], of the models at the places `at` of the flattened tokens [B, T]; places of
     padding behind a text count for nothing. step(layers done, layers in all)."""
     d = description
     cos, sin = _rotary(d.inv_freq, tokens.shape[1])
@@ -75,7 +75,7 @@ def forward(
         x = x + project(gated * up, "down_proj")
         step(i + 1, len(d.layers))
     h = _norm(x[:, at], models.vector("final_norm.weight", d.final_norm), d.rms_norm_eps)
-    return models.linear(d.output or d.embedding, h)
+    return h
 
 
 def _norm(x: Float, weight: Float, epsilon: float) -> Float:

@@ -41,7 +41,9 @@ class LoraAdapter:
             raise CheckpointError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA adapters are read")
         for option in _UNSUPPORTED:
             if config.get(option):
-                raise CheckpointError(f"{where}: {option} is not supported; merge the adapter into its base model first")
+                raise CheckpointError(
+                    f"{where}: {option} is not supported; merge the adapter into its base model first"
+                )
         if config.get("bias", "none") != "none":
             raise CheckpointError(f"{where}: trained biases are not supported; merge the adapter into its base first")
         self._files = SafetensorsFiles(self.path)

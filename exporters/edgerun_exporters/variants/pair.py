@@ -82,13 +82,13 @@ class _Whole:
         self._same("number of layers", len(description.layers), len(theirs.layers))
         self._same("tied output head", description.output is None, theirs.output is None)
         self._same("activation", description.activation, theirs.activation)
-        self._same("RMS norm epsilon", description.rms_norm_eps, theirs.rms_norm_eps)
+        self._same("RMS norm epsilon", np.float32(description.rms_norm_eps), np.float32(theirs.rms_norm_eps))
         if not np.allclose(description.inv_freq, theirs.inv_freq, rtol=1e-5):
             raise CheckpointError(f"{other.path}: its RoPE frequencies are not those of {base.path}: not its fine-tune")
         self._by_name = {matrix.name: matrix for matrix in theirs.matrices()}
-        self._vectors, of_theirs = named_vectors(description), named_vectors(theirs)
-        self._same("norms and biases", sorted(self._vectors), sorted(of_theirs))
-        self._differences = {name: of_theirs[name] - values for name, values in self._vectors.items()}
+        ours, of_theirs = dict(description.vectors()), dict(theirs.vectors())
+        self._same("norms and biases", sorted(ours), sorted(of_theirs))
+        self._differences = {name: of_theirs[name] - values for name, values in ours.items()}
 
     def _same(self, what: str, ours: object, theirs: object) -> None:
         if ours != theirs:
@@ -104,18 +104,3 @@ class _Whole:
 
     def vectors(self) -> dict[str, Float]:
         return {name: delta for name, delta in self._differences.items() if delta.any()}
-
-
-def named_vectors(description: Description) -> dict[str, Float]:
-    """All norms and biases by the names that they have in a package."""
-    vectors = {"final_norm.weight": description.final_norm}
-    for i, layer in enumerate(description.layers):
-        vectors[f"layers.{i}.input_norm.weight"] = layer.input_norm
-        vectors[f"layers.{i}.post_attention_norm.weight"] = layer.post_attention_norm
-        for role, matrix in layer.matrices.items():
-            name = matrix.name.removesuffix(".weight")
-            if role in layer.norms:
-                vectors[f"{name}.norm.weight"] = layer.norms[role]
-            if role in layer.biases:
-                vectors[f"{name}.bias"] = layer.biases[role]
-    return vectors
