@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgerun.variants.coding import MAX_WINDOW, Coded
+from edgerun.variants.coding import MAX_WINDOW, Coded, widened
 from edgerun_kernels.record import ROWS
 
 _LARGEST = 1 << 24
@@ -25,9 +25,9 @@ def _shapes(coded: Coded) -> str:
     lines = 3 if coded.bits == 4 else 2
     if codes.dtype != np.uint8 or codes.ndim != 3 or codes.shape[1:] != (lines, ROWS):
         return f"codes are {codes.dtype} {list(codes.shape)}, expected uint8 [units, {lines}, {ROWS}]"
-    if scales.dtype != np.float32 or scales.shape != (coded.blocks * ROWS,):
-        return f"scales are {scales.dtype} {list(scales.shape)}, expected float32 [{coded.blocks * ROWS}]"
-    if not np.isfinite(scales).all():
+    if scales.dtype != np.uint16 or scales.shape != (coded.blocks * ROWS,):
+        return f"scales are {scales.dtype} {list(scales.shape)}, expected bfloat16 [{coded.blocks * ROWS}]"
+    if not np.isfinite(widened(scales)).all():
         return "scales are no finite numbers"
     if coded.window:
         units = coded.blocks * -(-coded.steps // (lines - 1))

@@ -1,7 +1,7 @@
 """How a sparse delta lies in a variant file: 16 rows interleaved, so that one load feeds 16 rows of a kernel.
 
 A matrix of N rows and K columns has Nb = ceil(N/16) row blocks. Its kept elements are taken in *steps*: a step has one
-element of each of the 16 rows, 16 bytes of positions and 16 values. Values are integers of 4 or 8 bits times a float32
+element of each of the 16 rows, 16 bytes of positions and 16 values. Values are integers of 4 or 8 bits times a bfloat16
 scale of their row. Positions come in two forms:
 
 - *windows*: the columns are cut into C = ceil(K/w) windows of w <= 128 columns, and every row keeps at most one element
@@ -33,9 +33,6 @@ from numpy.typing import NDArray
 from edgerun_kernels.record import ROWS
 
 MAX_WINDOW, MAX_GAP = 128, 255
-FEW = 0.02
-"""Matrices that keep at most this share of their elements have values in 8 bits, others in 4: the positions that an
-element needs beside its value grow as elements become few, and dropping most of them is the larger error by far."""
 _CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Shares of a row's largest magnitude that are tried as the largest that 4 bits hold."""
 
@@ -82,13 +79,13 @@ class DenseDelta:
 @dataclass(frozen=True)
 class Coded:
     """A sparse delta as it lies in a file. window: columns of a window, 0: gaps. codes: uint8 [units, 2 or 3, 16].
-    scales: float32 [16 Nb]. starts: int32 [Nb+1] with gaps, else None."""
+    scales: uint16 [16 Nb], bfloat16 bits. starts: int32 [Nb+1] with gaps, else None."""
 
     shape: tuple[int, int]
     window: int
     bits: int
     codes: NDArray[np.uint8]
-    scales: NDArray[np.float32]
+    scales: NDArray[np.uint16]
     starts: NDArray[np.int32] | None = None
 
     @property
@@ -121,10 +118,9 @@ def problem(delta: SparseDelta) -> str:
 # --- coding -----------------------------------------------------------------------------------------------------------
 
 
-def encode(delta: SparseDelta, bits: int | None = None) -> Coded:
-    """The coded form; values are rounded to ``bits`` (4 or 8; default: by how many elements are kept)."""
+def encode(delta: SparseDelta, bits: int = 4) -> Coded:
+    """The coded form; values are rounded to ``bits``, 4 or 8. Beside what dropping elements does, 4 do no harm."""
     n, k = delta.shape
-    bits = bits or (8 if len(delta.values) <= FEW * n * k else 4)
     codes, scales = _quantised(delta, bits)
     window = _window(delta)
     if window:
@@ -172,7 +168,9 @@ def decode(coded: Coded) -> SparseDelta:
     order = np.argsort(row * k + column, kind="stable")
     row, column, value = row[order], column[order], value[order]
     counts = np.bincount(row, minlength=n).astype(np.int32)
-    return SparseDelta(coded.shape, counts, column.astype(np.int32), value.astype(np.float32) * coded.scales[row])
+    return SparseDelta(
+        coded.shape, counts, column.astype(np.int32), value.astype(np.float32) * widened(coded.scales)[row]
+    )
 
 
 def _nibbles(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -191,7 +189,19 @@ def _interleaved(positions: Any, values: Any, blocks: int, units: int, bits: int
     return np.ascontiguousarray(np.concatenate([lanes[0], packed], axis=2))
 
 
-def _quantised(delta: SparseDelta, bits: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def widened(scales: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bfloat16 bits as float32."""
+    return (scales.astype(np.uint32) << 16).view(np.float32)
+
+
+def _narrowed(scales: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bfloat16 next above finite values that are not negative, so that no value is beyond the largest integer."""
+    bits = scales.view(np.uint32)
+    narrow: NDArray[np.uint16] = np.minimum((bits + 0xFFFF) >> 16, 0x7F7F).astype(np.uint16)
+    return narrow
+
+
+def _quantised(delta: SparseDelta, bits: int) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """Integers [nnz], and the rows' scales, padded to whole blocks: of some clips the one with the least error."""
     n = delta.shape[0]
     rows, values = delta.rows(), delta.values
@@ -201,13 +211,13 @@ def _quantised(delta: SparseDelta, bits: int) -> tuple[NDArray[np.int8], NDArray
     best = np.full(n, np.inf)
     scale = np.zeros(n, np.float32)
     for clip in _CLIPS if bits == 4 else _CLIPS[:1]:
-        tried = size * np.float32(clip / most)
+        tried = widened(_narrowed(size * np.float32(clip / most)))
         off = _integers(values, tried[rows], most) * tried[rows] - values
         error = np.bincount(rows, off.astype(np.float64) ** 2, minlength=n)
         better = error < best
         best[better], scale[better] = error[better], tried[better]
-    scales = np.zeros(-(-n // ROWS) * ROWS, np.float32)
-    scales[:n] = scale
+    scales = np.zeros(-(-n // ROWS) * ROWS, np.uint16)
+    scales[:n] = _narrowed(scale)
     return _integers(values, scale[rows], most).astype(np.int8), scales
 
 

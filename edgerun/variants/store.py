@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import math
-import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,11 +26,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import OptionError, VariantError
+from edgerun.package.tensors import map_file
 from edgerun.variants.check import check_coded
 from edgerun.variants.coding import Coded, DenseDelta, SparseDelta, decode, encode, problem
 
 FORMAT, VERSION = "edgerun-variant", 1
-_DTYPES = {"U8": np.dtype("u1"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"),
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+    "BF16": np.dtype("<u2"),
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 64 << 20
 _LINE = 64
@@ -84,16 +89,16 @@ def write_variant(
     method: str,
     parameters: Mapping[str, object],
     quality: Mapping[str, object] = {},
-    bits: int | None = None,
+    bits: int = 4,
 ) -> None:
     """Writes a variant file; what was at ``path`` is replaced once the new one is whole.
 
     tensors: one at a time, by the names of the model package; only the coded form of one is in memory. base: the
     fingerprint of the base's original weights (``edgerun_exporters.fingerprint``). parameters, quality: JSON values.
-    bits: of the values, 4 or 8; by default 4 where more than 2 % of a matrix are kept, else 8.
+    bits: of the values, 4 or 8.
     Raises VariantError for a delta that makes no sense and where the disk refuses, OptionError for other bits.
     """
-    if bits not in (None, 4, 8):
+    if bits not in (4, 8):
         raise OptionError(f"bits is {bits!r}; it must be 4 or 8")
     place = Path(path)
     partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
@@ -135,7 +140,7 @@ def write_variant(
 class _Writer:
     """Appends tensors to a file of data, and notes where they lie."""
 
-    def __init__(self, place: Path, payload: Path, bits: int | None) -> None:
+    def __init__(self, place: Path, payload: Path, bits: int) -> None:
         self.place, self.payload, self.bits = place, payload, bits
         self.places: dict[str, dict[str, Any]] = {}
         self.matrices: dict[str, dict[str, Any]] = {}
@@ -207,7 +212,7 @@ def open_variant(path: str | os.PathLike[str]) -> Variant:
                 "edgerun (pip install --upgrade edgerun)"
             )
         tensors = dict(_tensors(place, header, data[start:]))
-        payload = hashlib.sha256(data[start:]).hexdigest()
+        payload = hashlib.sha256(data[start:].data).hexdigest()
         if metadata.get("sha256") != _digest(metadata, header, payload):
             raise damaged(place, "its checksum is wrong, so it was edited or not copied whole")
         texts = [metadata[key] for key in ("base", "method")]
@@ -247,7 +252,7 @@ def _mapped(place: Path) -> NDArray[np.uint8]:
             size = os.fstat(file.fileno()).st_size
             if size < 16:
                 raise damaged(place, f"it has only {size} bytes")
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            return np.frombuffer(map_file(file.fileno()), np.uint8)
     except FileNotFoundError:
         raise VariantError(f"{place}: no such variant; `edgerun variant list` shows those that have a name") from None
     except OSError as error:

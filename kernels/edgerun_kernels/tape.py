@@ -14,6 +14,7 @@ from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
 from .simd.ops import field, load_i64, store_i64, ticks
+from .sparse_delta import embed_delta, sparse_delta
 
 # Plain integers: inside a kernel Numba would look an enumeration up at every use.
 EMBED_Q4, EMBED_Q8, EMBED_F32 = int(Op.EMBED_Q4), int(Op.EMBED_Q8), int(Op.EMBED_F32)
@@ -25,6 +26,7 @@ EMBED_Q6K, LINEAR_Q6K, LINEAR_Q6K_FLOAT = int(Op.EMBED_Q6K), int(Op.LINEAR_Q6K),
 LINEAR_TERNARY, QUANTIZE_ROWS, SQUARED_RELU = int(Op.LINEAR_TERNARY), int(Op.QUANTIZE_ROWS), int(Op.SQUARED_RELU)
 LINEAR_TERNARY_COLUMNS, GATHER_COLUMNS = int(Op.LINEAR_TERNARY_COLUMNS), int(Op.GATHER_COLUMNS)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
+SPARSE_DELTA, EMBED_DELTA = int(Op.SPARSE_DELTA), int(Op.EMBED_DELTA)
 
 
 @inner
@@ -75,6 +77,10 @@ def run_op(code, op, run, tid, n_threads):
         embed_q6k(op, run, tid, n_threads)
     elif code == EMBED_F32:
         embed_f32(op, run, tid, n_threads)
+    elif code == SPARSE_DELTA:
+        sparse_delta(op, run, tid, n_threads)
+    elif code == EMBED_DELTA:
+        embed_delta(op, run, tid, n_threads)
     elif code == READ_MEMORY:
         read_memory(op, run, tid, n_threads)
 

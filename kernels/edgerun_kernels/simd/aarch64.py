@@ -23,6 +23,7 @@ from .definitions import (
 )
 from .futex import futex
 from .named import I8, I16, I32, I64, vec
+from .portable import SPARSE
 
 FUTEX = 98
 
@@ -91,6 +92,7 @@ NEON: dict[str, Body] = {
             "f16_to_f32": native_f16_to_f32,
         }
     ),
+    **SPARSE,
     "f32_to_f16": native_f32_to_f16,
     "dot_i8_bias": number(0),
     "dot_u4_takes_u8": number(0),

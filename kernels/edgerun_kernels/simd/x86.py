@@ -16,8 +16,8 @@ from .definitions import (
     same,
 )
 from .futex import futex
-from .named import I8, I16, I32, I64, vec
-from .portable import PORTABLE
+from .named import F32, I8, I16, I32, I64, vec
+from .portable import PORTABLE, SPARSE
 
 
 def cycle_counter(b: ir.IRBuilder) -> ir.Value:
@@ -56,6 +56,37 @@ def avx2_dot_i8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.
     return b.add(acc, _pairs(b, _maddubs(b, size, signed)))
 
 
+def avx512_gather(b: ir.IRBuilder, address: ir.Value, index: ir.Value) -> ir.Value:
+    kind, mask = vec(F32, 16), ir.VectorType(ir.IntType(1), 16)
+    table, all_lanes = b.inttoptr(address, I8.as_pointer()), ir.Constant(mask, [1] * 16)
+    none = ir.Constant(kind, [0.0] * 16)
+    return call(b, "llvm.x86.avx512.mask.gather.dps.512", kind, none, table, index, all_lanes, ir.Constant(I32, 4))
+
+
+def avx512_window(b: ir.IRBuilder, address: ir.Value, index: ir.Value, n_vectors: int) -> ir.Value:
+    """A permutation of every two registers of the window, and of those what the index's higher bits choose."""
+    kind = vec(F32, 16)
+    table = b.inttoptr(address, kind.as_pointer())
+    found = []
+    for i in range(0, n_vectors, 2):
+        pair = [b.load(b.gep(table, [ir.Constant(I64, i + j)])) for j in (0, 1)]
+        for part in pair:
+            part.align = 4
+        found.append(call(b, "llvm.x86.avx512.vpermi2var.ps.512", kind, pair[0], index, pair[1]))
+    bit = 32
+    while len(found) > 1:
+        high = b.icmp_unsigned("!=", b.and_(index, const(I32, 16, bit)), const(I32, 16, 0))
+        found = [b.select(high, found[i + 1], found[i]) for i in range(0, len(found), 2)]
+        bit *= 2
+    return found[0]
+
+
+def avx512_int4_to_float(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Looked up: the permutation takes the low 4 bits for itself."""
+    table = ir.Constant(vec(F32, 16), [float(i - 16 * (i > 7)) for i in range(16)])
+    return call(b, "llvm.x86.avx512.permvar.sf.512", vec(F32, 16), table, value)
+
+
 AVX2: dict[str, Body] = {
     **both_sizes(
         {
@@ -69,6 +100,7 @@ AVX2: dict[str, Body] = {
             "f16_to_f32": native_f16_to_f32,
         }
     ),
+    **SPARSE,
     "f32_to_f16": native_f32_to_f16,
     "dot_i8_bias": number(0),
     "dot_u4_takes_u8": number(0),
@@ -108,4 +140,12 @@ def vnni(dot_16: Body, dot_8: Body) -> dict[str, Body]:
 
 X86_64 = {**PORTABLE, "ticks": cycle_counter, "pause": x86_pause, **futex(202)}
 AVX_VNNI = vnni(by_parts(8, vnni_256), vnni_256)
-AVX512_VNNI = {**vnni(vnni_512, vnni_256), "is_wide": number(1)}
+AVX512_VNNI: dict[str, Body] = {
+    **vnni(vnni_512, vnni_256),
+    "is_wide": number(1),
+    "gather": avx512_gather,
+    "int4_to_float": avx512_int4_to_float,
+    "window_32": lambda b, address, index: avx512_window(b, address, index, 2),
+    "window_64": lambda b, address, index: avx512_window(b, address, index, 4),
+    "window_128": lambda b, address, index: avx512_window(b, address, index, 8),
+}
