@@ -33,6 +33,7 @@ from edgerun.session import Session
 from edgerun.variants.darex_q import log_softmax
 from edgerun_exporters import export
 from edgerun_exporters.variants import create
+from edgerun_exporters.variants.batch import answer_end
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
@@ -117,11 +118,11 @@ def score(session: Session, some: list[Example]) -> Score:
     """Runs prompts and answers; what prompts have in common is computed once."""
     tokenizer = session.model.tokenizer
     right, logprobs = 0, []
-    end = tokenizer.token_id("<|im_end|>")
+    end = answer_end(tokenizer)
     for prompt, answer in some:
         asked = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
         before = tokenizer.encode(asked, add_bos=False)
-        after = [*tokenizer.encode(answer, add_bos=False), end]
+        after = [*tokenizer.encode(answer, add_bos=False), *end]
         have = session.tokens
         common = next((i for i, pair in enumerate(zip(have, before, strict=False)) if len(set(pair)) > 1), len(have))
         session.rewind(min(common, len(before) - 1))
@@ -191,10 +192,14 @@ class Results:
 
 
 def tables(results: Results) -> str:
-    lines = ["# What variants keep", "", *(__doc__ or "").split("\n\n")[2].splitlines(), ""]
-    lines += ["SmolLM2-135M-Instruct (Q4_1, dequantised: the original weights), fine-tuned by examples/finetune.py in 120",
-              "steps; 100 test examples a task. Kept share of the gain in per cent, mean (least to most over seeds); log-",
-              "probability of the answers' tokens in brackets, in thousandths of a nat.", ""]  # fmt: skip
+    method = (__doc__ or "").split("\n\n")[2]
+    lines = ["# What variants keep", "", *method.splitlines(), ""]
+    lines += [
+        "SmolLM2-135M-Instruct (Q4_1: its dequantised values are the original weights), fine-tuned by",
+        "examples/finetune.py in 120 steps; 100 test examples a task. Kept share of the gain in per cent, mean (least",
+        "to most over seeds); in brackets the log-probability of the answers' tokens, in thousandths of a nat a token.",
+        "",
+    ]
     for task in TASKS:
         base = results.find({"task": task})
         for optimiser in ("Adam", "AdamR"):

@@ -1,4 +1,4 @@
-"""AdamR: Adam with decay toward the weights that training began from (DAREx-L2; Deng et al., arXiv 2410.09344, section 5).
+"""AdamR: Adam with decay toward the weights that training began from (DAREx-L2; Deng et al., arXiv 2410.09344).
 
 The delta between fine-tuned and base weights stays small, so that more of it can be dropped afterwards.
 """

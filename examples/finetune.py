@@ -29,6 +29,7 @@ from edgerun_exporters.checkpoint import Checkpoint
 from edgerun_exporters.families import Description, describe
 from edgerun_exporters.original import open_original
 from edgerun_exporters.tokenizer import write_tokenizer
+from edgerun_exporters.variants.batch import answer_end
 
 IGNORED = -100
 WARM_UP = 0.05
@@ -145,11 +146,11 @@ def schedule(progress: float) -> float:
 def batch(tokenizer: Tokenizer, some: list[Example]) -> tuple[Tensor, Tensor]:
     """Token ids and labels [examples, longest]: the chat template's text; only the answer and its end are learnt."""
     rows = []
-    end_of_turn = tokenizer.token_id("<|im_end|>")
+    end = answer_end(tokenizer)
     for prompt, answer in some:
         asked = tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
         before = tokenizer.encode(asked, add_bos=False)
-        after = [*tokenizer.encode(answer, add_bos=False), end_of_turn]
+        after = [*tokenizer.encode(answer, add_bos=False), *end]
         rows.append((before + after, [IGNORED] * len(before) + after))
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in rows])

@@ -39,7 +39,7 @@ METHODS = ("auto", "dare", "darex-q", "darex-q-layers", "magnitude", "wanda", "s
     metavar="FILE",
     help='Examples to choose q by: JSON lines {"prompt": …, "answer": …}.',
 )
-@option("--bits", type=click.Choice(["4", "8"]), help="Of the stored values.  [default: 4, or 8 where few are kept]")
+@option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True, help="Of the stored values.")
 @option("--quality", multiple=True, metavar="NAME=VALUE", help="A score that you measured, to keep in the file.")
 @json_option
 def command(
@@ -52,7 +52,7 @@ def command(
     q: float | None,
     text: Path | None,
     labels: Path | None,
-    bits: str | None,
+    bits: str,
     quality: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -86,7 +86,7 @@ def command(
             text=_read(text),
             labels=read_examples(labels) if labels else (),
             quality=dict(_measured(entry) for entry in quality),
-            bits=int(bits) if bits else None,
+            bits=int(bits),
             progress=progress,
         )
     if as_json:
@@ -96,8 +96,8 @@ def command(
         return
     share = report.kept / report.elements if report.elements else 0.0
     click.echo(
-        f"{out}: {report.method}, {report.kept} of {report.elements} elements ({share:.1%}), {human_bytes(report.bytes)}"
-        f" ({report.share:.1%} of the fine-tuned model in bfloat16)"
+        f"{out}: {report.method}, {report.kept} of {report.elements} elements ({share:.1%}), "
+        f"{human_bytes(report.bytes)} ({report.share:.1%} of the fine-tuned model in bfloat16)"
     )
     for note in report.notes:
         click.echo(f"note: {note}")

@@ -23,13 +23,18 @@ WINDOW, WINDOWS, PLACES = 128, 4, 64
 EXAMPLES, LONGEST = 16, 512
 """At most so many labelled examples, of so many tokens, are scored."""
 TEXT = (
-    "The river rose after three days of rain, and by the morning the lower road was closed. Those who had to cross took "
-    "the old bridge, which is narrow and has no lamps.\n\nQuestion: How many days had it rained? Answer: Three.\n\n"
-    "To make the dough, mix 500 g of flour with a spoon of salt, add 320 ml of warm water, and knead it for ten minutes. "
-    'Cover it and let it rest.\n\n{"item": "flour", "amount": 500, "unit": "g"}\n\nThe meeting is on 14 May 2031 at half '
-    "past nine; please write to the office if you cannot come. Dear Ms Adeyemi, thank you for your letter. We have "
-    "looked into the matter and will send a new one within a week.\n\ndef area(width, height):\n    return width * "
-    "height\n\nIn 1905 the town had 4,200 inhabitants; a century later there were nine times as many, most of whom "
+    "The river rose after three days of rain, and by the morning the lower road was closed. Those who had to "
+    "cross took the old bridge, which is narrow and has no lamps.\n\n"
+    "Question: How many days had it rained? Answer: Three.\n\n"
+    "To make the dough, mix 500 g of flour with a spoon of salt, add 320 ml of warm water, and knead it for "
+    "ten minutes. Cover it and let it rest.\n\n"
+    '{"item": "flour", "amount": 500, "unit": "g"}\n\n'
+    "The meeting is on 14 May 2031 at half past nine; please write to the office if you cannot come. Dear Ms "
+    "Adeyemi, thank you for your letter. We have looked into the matter and will send a new one within a "
+    "week.\n\n"
+    "def area(width, height):\n"
+    "    return width * height\n\n"
+    "In 1905 the town had 4,200 inhabitants; a century later there were nine times as many, most of whom "
     "worked in the port or on the railway."
 )
 """What is used when nothing else is given; the user's own texts are better."""
@@ -72,6 +77,7 @@ def labelled_batch(tokenizer: Tokenizer, examples: Sequence[tuple[str, str]]) ->
     """Prompts (as the chat template writes them, if there is one) with their answers, whose tokens, and the one that
     ends them, are what is looked at."""
     rows, begins = [], []
+    end = answer_end(tokenizer)
     for prompt, answer in examples[:EXAMPLES]:
         if tokenizer.has_chat_template:
             before = tokenizer.encode(
@@ -80,7 +86,6 @@ def labelled_batch(tokenizer: Tokenizer, examples: Sequence[tuple[str, str]]) ->
             after = tokenizer.encode(answer, add_bos=False)
         else:
             before, after = tokenizer.encode(prompt), tokenizer.encode(answer, add_bos=False)
-        end = sorted(tokenizer.eos_ids)[:1] if not tokenizer.has_chat_template else _turn_end(tokenizer)
         if before and after and len(before) + len(after) < LONGEST:
             rows.append([*before, *after, *end])
             begins.append(len(before))
@@ -94,8 +99,11 @@ def labelled_batch(tokenizer: Tokenizer, examples: Sequence[tuple[str, str]]) ->
     return Batch(tokens, valid, places, tokens.reshape(-1)[places + 1], places // length)
 
 
-def _turn_end(tokenizer: Tokenizer) -> list[int]:
-    """The token that ends an answer: what the template writes behind one, if that is an end token."""
+def answer_end(tokenizer: Tokenizer) -> list[int]:
+    """The token that ends an answer: what the chat template writes behind one, if that is an end token; empty if not.
+    Without a template, any end token."""
+    if not tokenizer.has_chat_template:
+        return sorted(tokenizer.eos_ids)[:1]
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         text = tokenizer.apply_chat_template(said, add_generation_prompt=False)

@@ -15,7 +15,7 @@ from .pair import Pair
 from .sparsify import Sparsify, by_chance
 
 LARGE = 0.01
-"""Mean |delta| above which DARE fails: it works to some 0.005 (fine-tuning) and not at 0.03 (continued pre-training)."""
+"""Mean |delta| above which DARE fails: it works to 0.005 (fine-tuning), and not at 0.03 (continued pre-training)."""
 MODERATE = 0.9
 """Drop rates up to which plain DARE costs next to nothing where deltas are small."""
 Step = Callable[[int, int, str], None]
@@ -56,7 +56,7 @@ def mean_delta(pair: Pair, step: Step) -> float:
 
 
 def global_q(pair: Pair, p: float, seed: int, batch: Batch, *, labelled: bool, step: Step) -> Choice:
-    """DAREx-q with one q: the best score on labelled examples, or the least change of outputs on an unlabelled batch."""
+    """DAREx-q with one q: by the score on labelled examples, or by the change of outputs on an unlabelled batch."""
     qs = candidates(p)
     dare = by_chance(p, seed, 1 - p)
     tried = [Candidate(dare, (1 - p) / q) for q in qs]

@@ -50,7 +50,7 @@ def create(
     text: str | None = None,
     labels: Sequence[tuple[str, str]] = (),
     quality: Mapping[str, object] | None = None,
-    bits: int | None = None,
+    bits: int = 4,
     progress: Progress | None = None,
 ) -> CreateReport:
     """Writes the delta between the original weights of two models as a variant of the first.

@@ -37,8 +37,8 @@ def forward(
     at: npt.NDArray[np.int64],
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Float:
-    """What goes into the output head, float32 [C, len(at), K], of the models at the places `at` of the flattened tokens [B, T]; places of
-    padding behind a text count for nothing. step(layers done, layers in all)."""
+    """What goes into the output head, float32 [C, len(at), K], at the places `at` of the flattened tokens [B, T]; what
+    lies behind a text's end (padding) is seen by nobody before it. step(layers done, layers in all)."""
     d = description
     cos, sin = _rotary(d.inv_freq, tokens.shape[1])
     x = models.embed(d.embedding, tokens)

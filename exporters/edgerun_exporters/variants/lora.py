@@ -21,8 +21,15 @@ from ..readers.safetensors import SafetensorsFiles, read_json
 Float = npt.NDArray[np.float32]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight")
-_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "megatron_config", "use_qalora", "alora_invocation_tokens",
-                "trainable_token_indices")  # fmt: skip
+_UNSUPPORTED = (
+    "use_dora",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "megatron_config",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+)
 
 
 def is_adapter(path: Path) -> bool:

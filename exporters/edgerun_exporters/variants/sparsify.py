@@ -1,5 +1,5 @@
-"""From a method's name to a function that makes some rows of a delta sparse; every matrix has random numbers of its own,
-so that the same seed gives the same variant whatever else is in the model."""
+"""Functions that make some rows of a delta sparse, one for each method. Every matrix has random numbers of its own, so
+that the same seed gives the same variant whatever else is in the model."""
 
 from __future__ import annotations
 
