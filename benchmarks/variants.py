@@ -40,7 +40,7 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 from finetune_tasks import Example, examples  # noqa: E402
 
 TASKS = ("dates", "orders")
-DROPS = (0.99, 0.95, 0.998, 0.9, 0.5)
+DROPS = (0.99, 0.998, 0.95, 0.9, 0.5)
 """In the order in which they are measured. 0.998 is beyond what is asked for: where DARE begins to fail here."""
 SEEDS = (0, 1, 2)
 METHODS = ("dare", "darex-q", "darex-q labels", "darex-q-layers", "magnitude", "wanda")
@@ -99,15 +99,15 @@ def main() -> None:
 
 def cells() -> Iterator[dict[str, Any]]:
     """What is measured, the most telling first."""
-    for seeds in (SEEDS[:1], SEEDS[1:]):
-        for drop in DROPS:
-            for method in METHODS:
-                if seeds != SEEDS[:1] and method not in BY_CHANCE:
-                    continue
-                for seed in seeds:
-                    for task in TASKS:
-                        for optimiser in ("Adam", "AdamR"):
-                            yield {"task": task, "optimiser": optimiser, "method": method, "drop": drop, "seed": seed}
+    first, others = SEEDS[:1], SEEDS[1:]
+    rounds = [(DROPS[0], first), (DROPS[0], others)]
+    rounds += [(drop, first) for drop in DROPS[1:]] + [(drop, others) for drop in DROPS[1:]]
+    for drop, seeds in rounds:
+        for method in METHODS if seeds == first else BY_CHANCE:
+            for seed in seeds:
+                for task in TASKS:
+                    for optimiser in ("Adam", "AdamR"):
+                        yield {"task": task, "optimiser": optimiser, "method": method, "drop": drop, "seed": seed}
 
 
 def test(task: str) -> list[Example]:
