@@ -223,7 +223,7 @@ def test_a_variant_of_another_base_is_refused(package: Path, tmp_path: Path) -> 
 def test_weights_that_the_model_does_not_have(package: Path, tmp_path: Path) -> None:
     with Model(package) as model:
         known = str(model.package.config.source["fingerprint"])
-        name, (n, k) = next(iter(matrices(model.package).items()))
+        name, (n, _) = next(iter(matrices(model.package).items()))
         delta = dict(tensors(model.package, "dare 0.9"))
         for wrong in (
             {"output.weight": delta[name]},  # tied: the embedding's delta serves both
