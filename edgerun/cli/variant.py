@@ -19,7 +19,7 @@ from edgerun.errors import EdgerunError
 if TYPE_CHECKING:
     from edgerun.variants.store import Variant
 
-ELSEWHERE = {"merge": "edgerun.cli.variant_merge"}
+ELSEWHERE = {"create": "edgerun.cli.variant_create", "merge": "edgerun.cli.variant_merge"}
 """Subcommands with a module of their own, imported when they are called."""
 
 

@@ -33,6 +33,14 @@ class Matrix:
         """Rows start..stop, in the package's order."""
         return self._ordered(lambda first, last: checkpoint.rows(self.source.name, first, last), start, stop)
 
+    def floats(self, checkpoint: Checkpoint, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows start..stop as float32, in the package's order; ternary weights as what they stand for."""
+        if self.ternary is not None:
+            scale, trits = self.open_ternary(checkpoint)
+            return (trits(start, stop).astype(np.float32) - 1) * scale
+        rows = self.read(checkpoint, start, stop)
+        return rows.dequantise() if isinstance(rows, QuantisedBlocks) else rows
+
     def open_ternary(self, checkpoint: Checkpoint) -> tuple[np.float32, Callable[[int, int], Trits]]:
         """The scale, and a function that gives the trits of rows start..stop in the package's order."""
         assert self.ternary is not None
