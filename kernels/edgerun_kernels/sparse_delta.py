@@ -43,7 +43,7 @@ from .simd.ops import (
     zero_i32,
 )
 
-AHEAD = 4096
+AHEAD = 8192
 """Bytes by which prefetching runs before the loads."""
 UNIT_8, UNIT_4 = 32, 48
 """Bytes of a unit: one step of 8-bit values, two steps of 4-bit ones."""

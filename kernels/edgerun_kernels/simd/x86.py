@@ -56,13 +56,6 @@ def avx2_dot_i8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.
     return b.add(acc, _pairs(b, _maddubs(b, size, signed)))
 
 
-def avx512_gather(b: ir.IRBuilder, address: ir.Value, index: ir.Value) -> ir.Value:
-    kind, mask = vec(F32, 16), ir.VectorType(ir.IntType(1), 16)
-    table, all_lanes = b.inttoptr(address, I8.as_pointer()), ir.Constant(mask, [1] * 16)
-    none = ir.Constant(kind, [0.0] * 16)
-    return call(b, "llvm.x86.avx512.mask.gather.dps.512", kind, none, table, index, all_lanes, ir.Constant(I32, 4))
-
-
 def avx512_window(b: ir.IRBuilder, address: ir.Value, index: ir.Value, n_vectors: int) -> ir.Value:
     """A permutation of every two registers of the window, and of those what the index's higher bits choose."""
     kind = vec(F32, 16)
@@ -143,7 +136,6 @@ AVX_VNNI = vnni(by_parts(8, vnni_256), vnni_256)
 AVX512_VNNI: dict[str, Body] = {
     **vnni(vnni_512, vnni_256),
     "is_wide": number(1),
-    "gather": avx512_gather,
     "int4_to_float": avx512_int4_to_float,
     "window_32": lambda b, address, index: avx512_window(b, address, index, 2),
     "window_64": lambda b, address, index: avx512_window(b, address, index, 4),
