@@ -21,7 +21,7 @@ def test_dates(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert variant.parameters["drop"] == 0.99 and variant.bytes < 0.012 * 2 * 134_515_008  # of the model in bfloat16
     with edgerun.load(smollm2) as model:
         base, tuned = model.session(), model.session(variant=VARIANT)
-        for prompt, answer in tasks.examples("dates", 8, test=True):
+        for prompt, answer in tasks.examples("dates", 8, "test"):
             messages = [{"role": "user", "content": prompt}]
             assert tuned.chat(messages, temperature=0, max_tokens=16).read() == answer
             assert base.chat(messages, temperature=0, max_tokens=16).read() != answer
