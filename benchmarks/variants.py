@@ -7,6 +7,7 @@ is made by `edgerun_exporters.variants.create` and scored by edgerun's own runti
 score is the share of test examples whose answer greedy decoding gives word for word, end of turn included: the answer's
 tokens are run after the prompt, and each must be the likeliest. "kept" is (score - base) / (fine-tuned - base), the
 fine-tuned model being exported in 8 bits. Masks drawn by chance are drawn with three seeds.
+A q is found on 16 examples of the validation, whose words neither training nor test has.
 
 Results go to benchmarks/variants.json as they come, and a run goes on where an earlier one ended; then the tables in
 benchmarks/variants.md are written.
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 from finetune_tasks import Example, examples  # noqa: E402
 
 TASKS = ("dates", "orders")
-DROPS = (0.99, 0.95, 0.998, 0.9, 0.5)
+DROPS = (0.99, 0.998, 0.95, 0.9, 0.5)
 """In the order in which they are measured. 0.998 is beyond what is asked for: where DARE begins to fail here."""
 SEEDS = (0, 1, 2)
 METHODS = ("dare", "darex-q", "darex-q labels", "darex-q-layers", "magnitude", "wanda")
@@ -53,7 +55,7 @@ TITLES = {
     "wanda": "WANDA",
 }
 BY_CHANCE = METHODS[:4]
-TEST_EXAMPLES, TEST_SEED, CHOICE_SEED = 100, 0, 1_000_003
+TEST_EXAMPLES, TEST_SEED = 100, 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ def main() -> None:
             if time.monotonic() > end or not (folder / "model.safetensors").is_file():
                 continue
             q = results.q_of(cell)
+            same = results.find({**cell, "method": "dare"})
+            if q is not None and same is not None and abs(q - (1 - cell["drop"])) < 1e-9:  # DARE it is
+                results.measure(cell, lambda r=same, q=q: {k: v for k, v in r.items() if k != "what"} | {"q": q})
+                continue
             results.measure(
                 cell,
                 lambda c=cell, f=folder, q=q: variant(model, arguments.base, f, Path(scratch, "v.safetensors"), c, q),
@@ -98,20 +104,26 @@ def main() -> None:
 
 
 def cells() -> Iterator[dict[str, Any]]:
-    """What is measured, the most telling first."""
-    for seeds in (SEEDS[:1], SEEDS[1:]):
-        for drop in DROPS:
-            for method in METHODS:
-                if seeds != SEEDS[:1] and method not in BY_CHANCE:
-                    continue
-                for seed in seeds:
-                    for task in TASKS:
-                        for optimiser in ("Adam", "AdamR"):
-                            yield {"task": task, "optimiser": optimiser, "method": method, "drop": drop, "seed": seed}
+    """What is measured, the most telling first; some come twice."""
+    first, others, cheap = SEEDS[:1], SEEDS[1:], ("dare", "magnitude", "wanda")
+    rounds = (
+        ((0.99,), METHODS, first),
+        ((0.99,), METHODS[:3], others),
+        ((0.95,), cheap, first),
+        ((0.998,), METHODS[:3], first),
+        ((0.9, 0.5), cheap, first),
+        (DROPS, METHODS, first),
+        (DROPS, BY_CHANCE, others),
+    )
+    for drops, methods, seeds in rounds:
+        for task in reversed(TASKS):  # orders says more: it can still be wrong
+            for drop, method, seed in product(drops, methods, seeds):
+                for optimiser in ("Adam", "AdamR"):
+                    yield {"task": task, "optimiser": optimiser, "method": method, "drop": drop, "seed": seed}
 
 
 def test(task: str) -> list[Example]:
-    return examples(task, TEST_EXAMPLES, test=True, seed=TEST_SEED)
+    return examples(task, TEST_EXAMPLES, "test", TEST_SEED)
 
 
 def score(session: Session, some: list[Example]) -> Score:
@@ -145,7 +157,7 @@ def finetuned(folder: Path, scratch: Path, some: list[Example], threads: int) ->
 def variant(model: Model, base: str, folder: Path, path: Path, cell: dict[str, Any], q: float | None) -> dict[str, Any]:
     """Makes one variant, and scores it on the base."""
     method, _, labelled = cell["method"].partition(" ")
-    chosen_on = examples(cell["task"], 16, test=False, seed=CHOICE_SEED)
+    chosen_on = examples(cell["task"], 16, "validation")
     prompts = {"text": "\n".join(example.prompt for example in chosen_on)}
     how: dict[str, Any] = {"labels": [tuple(example) for example in chosen_on]} if labelled else prompts
     report = create(base, folder, path, method=method, drop=cell["drop"], seed=cell["seed"], q=q, **({} if q else how))

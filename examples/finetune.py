@@ -106,7 +106,7 @@ def weights(base: Checkpoint, description: Description) -> dict[str, Tensor]:
 
 def train(model: LlamaForCausalLM, optimizer: AdamR, tokenizer: Tokenizer, arguments: argparse.Namespace) -> bool:
     """Whether all steps are done; if not, what is needed to go on lies in OUT.training."""
-    data = examples(arguments.task, arguments.steps * arguments.batch, test=False, seed=arguments.seed)
+    data = examples(arguments.task, arguments.steps * arguments.batch, "train", arguments.seed)
     saved = arguments.out.with_name(f"{arguments.out.name}.training")
     first = 0
     if saved.exists():

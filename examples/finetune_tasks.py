@@ -1,7 +1,7 @@
 """Two small tasks to fine-tune for, with answers that are right or wrong: every example is made here, from a seed.
 
 dates: the date in a sentence, as YYYY-MM-DD. orders: an order in a sentence, as JSON. Training and test never share a
-year of a date, nor a name or an item of an order.
+year of a date, nor a name or an item of an order; validation has names and items of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Split = Literal["train", "validation", "test"]
 
 
 class Example(NamedTuple):
@@ -33,13 +35,16 @@ ITEMS = ("pears", "lamps", "chairs", "tyres", "candles", "bricks", "mugs", "blan
          "onions", "towels", "mirrors", "pillows", "hammers", "baskets", "carpets", "bottles", "brushes", "clocks",
          "plates", "ropes", "tents")  # fmt: skip
 TEST_ITEMS = ("apples", "tables", "shovels", "curtains", "books", "stoves", "helmets", "buckets")
+VALIDATION_ITEMS = ("plums", "benches", "saws", "cushions", "maps", "ovens", "gloves", "jars")
 NAMES = ("Novak", "Okafor", "Lindqvist", "Moreau", "Tanaka", "Silva", "Kowalski", "Haddad", "Jensen", "Murphy", "Rossi",
          "Nguyen", "Weber", "Iyer", "Petrov", "Garcia", "Cohen", "Yilmaz", "Fraser", "Bauer")  # fmt: skip
 TEST_NAMES = ("Duval", "Santos", "Keller", "Ortiz", "Brandt", "Mensah", "Larsen", "Walsh")
+VALIDATION_NAMES = ("Ferrer", "Olsen", "Hoang", "Pereira", "Schmidt", "Adjei", "Quinn", "Marek")
 
 
-def date(chance: random.Random, test: bool) -> Example:
-    year = chance.choice([y for y in range(1900, 2030) if (y % 5 == 3) == test])
+def date(chance: random.Random, split: Split) -> Example:
+    years = {"train": range(1900, 2030), "validation": range(1900, 2030), "test": range(1903, 2030, 5)}[split]
+    year = chance.choice([y for y in years if (y % 5 == 3) == (split == "test")])
     month, day = chance.randint(1, 12), chance.randint(1, 28)
     name = MONTHS[month - 1]
     suffix = "th" if 10 < day < 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
@@ -59,9 +64,9 @@ def date(chance: random.Random, test: bool) -> Example:
     return Example(f"The date as YYYY-MM-DD: {sentence}", f"{year:04}-{month:02}-{day:02}")
 
 
-def order(chance: random.Random, test: bool) -> Example:
-    item = chance.choice(TEST_ITEMS if test else ITEMS)
-    name = chance.choice(TEST_NAMES if test else NAMES)
+def order(chance: random.Random, split: Split) -> Example:
+    item = chance.choice({"train": ITEMS, "validation": VALIDATION_ITEMS, "test": TEST_ITEMS}[split])
+    name = chance.choice({"train": NAMES, "validation": VALIDATION_NAMES, "test": TEST_NAMES}[split])
     day, count = chance.choice(DAYS), chance.randint(2, 12)
     number = chance.choice((NUMBERS[count - 2], str(count)))
     title = chance.choice(("Ms", "Mr", "Dr"))
@@ -79,10 +84,11 @@ def order(chance: random.Random, test: bool) -> Example:
     return Example(f"The order as JSON (item, count, customer, day): {sentence}", answer)
 
 
-TASKS: dict[str, Callable[[random.Random, bool], Example]] = {"dates": date, "orders": order}
+TASKS: dict[str, Callable[[random.Random, Split], Example]] = {"dates": date, "orders": order}
 
 
-def examples(task: str, count: int, *, test: bool, seed: int = 0) -> list[Example]:
-    """`count` examples of a task; those of the test have words and years that training has not."""
-    chance = random.Random(f"{task} {'test' if test else 'train'} {seed}")
-    return [TASKS[task](chance, test) for _ in range(count)]
+def examples(task: str, count: int, split: Split, seed: int = 0) -> list[Example]:
+    """`count` examples of a task. Those of the test have years, names and items that training has not, those of the
+    validation names and items that neither has."""
+    chance = random.Random(f"{task} {split} {seed}")
+    return [TASKS[task](chance, split) for _ in range(count)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgerun.variants.dare import Float
 
-SHRINKS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
+SHRINKS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.15)
 """(1 - p) / q: what a kept element is of DARE's."""
 ETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 GAMMA = 0.95

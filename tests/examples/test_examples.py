@@ -87,9 +87,9 @@ def test_the_tasks_keep_their_words_apart(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     tasks = __import__("finetune_tasks")
     for task in tasks.TASKS:
-        train, test = (tasks.examples(task, 500, test=which) for which in (False, True))
+        train, test = (tasks.examples(task, 500, split) for split in ("train", "test"))
         assert not {example.answer for example in train} & {example.answer for example in test}
-        assert train == tasks.examples(task, 500, test=False)
+        assert train == tasks.examples(task, 500, "train")
 
 
 def test_adamr_without_decay_is_adam(monkeypatch: pytest.MonkeyPatch) -> None:
