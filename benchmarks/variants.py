@@ -219,9 +219,9 @@ def tables(results: Results) -> str:
         "examples/finetune.py in 120 steps; 100 test examples a task. Kept share of the gain in per cent, mean (least",
         "to most over seeds); in brackets the log-probability of the answers' tokens, in thousandths of a nat a token;",
         "q where it is not DARE's alone. An empty cell was not measured; three seeds only at p = 0.99, elsewhere one.",
-        "The unlabelled q of dates was found on prompts of the training's split. Above 100 % a variant is better than",
-        "the fine-tuned model on words that training has not. A larger q also shrinks the whole delta; how much of what it",
-        "gains over DARE comes from that, and how much from less noise, was not measured apart.",
+        "The unlabelled q of dates was found on prompts of the training's split. Above 100 % a variant is better on",
+        "words that training has not than the fine-tuned model. A larger q also shrinks the whole delta; how much of",
+        "what it gains over DARE comes from that, and how much from less noise, was not measured apart.",
         "",
     ]
     for task in TASKS:
