@@ -17,6 +17,7 @@ from edgerun.errors import (
     HubError,
     OptionError,
     PackageError,
+    VariantError,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "SamplingOptions",
     "Session",
     "Timings",
+    "VariantError",
     "__version__",
     "load",
 ]

@@ -26,7 +26,7 @@ from edgerun_kernels.objects import cache_root
 
 __all__ = ["CacheEntry", "cache_root", "clear", "commit_folder", "entries", "find", "lock", "package_folder", "record"]
 
-EXPORT_REVISION = 1
+EXPORT_REVISION = 2
 """To be raised whenever packages exported by older code should be made anew."""
 
 RECEIPT = "edgerun-download.json"

@@ -15,6 +15,10 @@ class CheckpointError(EdgerunError):
     """A checkpoint (GGUF or safetensors) cannot be read or is of an unsupported kind."""
 
 
+class VariantError(EdgerunError):
+    """A variant is missing, damaged, or made for another base model."""
+
+
 class ContextError(EdgerunError):
     """More tokens than the model's context, or the session's cache, can hold."""
 

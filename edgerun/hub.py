@@ -35,6 +35,28 @@ def pull(model: str | os.PathLike[str], *, quant: str = "auto", progress: Progre
     return _resolve(model, quant, progress or silent, refresh=True)
 
 
+def original(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Path:
+    """The checkpoint (GGUF file or folder of safetensors) behind `model`, named as for `resolve`, fetched if it isn't
+    there; a model package where that is all there is. Raises as `resolve` does."""
+    progress = progress or silent
+    text = os.fspath(model)
+    if text in CATALOGUE and isinstance(model, str):
+        from edgerun.catalog import fetch
+
+        return fetch(CATALOGUE[text], progress)
+    path = Path(text).expanduser()
+    if path.exists():
+        from edgerun.local import recognise
+
+        return recognise(path)[0]
+    if text and "\0" not in text and not _means_a_path(text, model):
+        from edgerun import repository
+
+        if (reference := repository.parse(text)) is not None:
+            return repository.fetch(reference, progress).path
+    raise _unknown(text, path)
+
+
 def _resolve(model: str | os.PathLike[str], quant: str, progress: Progress, refresh: bool) -> Path:
     if quant not in QUANTS:
         raise OptionError(f"quant is {quant!r}; it must be one of {', '.join(QUANTS)}")

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.lowering import lower
 from edgerun.lowering.lower import CacheType, Compute
+from edgerun.lowering.tape import Tape
 from edgerun.package.reader import open_package
 from edgerun.rope import RotaryTable
 from edgerun.text.tokenizer import Tokenizer
+from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels
-from edgerun_kernels.record import CHUNK, MAX_CHUNKS, Run
+from edgerun_kernels.record import CHUNK, MAX_CHUNKS, WINDOW_BYTES, Run
 from edgerun_kernels.team import MAX_THREADS, Team, aligned
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def load(
     context: int | None = None,
     compute: Compute = "mixed",
     cache: CacheType = "f16",
+    variant: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
 
@@ -57,11 +60,12 @@ def load(
     a group holds outliers (nearer to exact than other runtimes' 8 bits); "int16" all to 16 (as good as exact), "int8"
     all to 8; "float32" does not quantise them (slow; for comparisons).
     cache: element type of keys and values: "f16"; "q8", half as large and a little less exact; "f32".
-    Raises EdgerunError: HubError, CheckpointError, PackageError, OptionError.
+    variant: what sessions run that name none themselves; see ``Model.session``.
+    Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
     from edgerun.hub import resolve
 
-    return Model(resolve(model), threads=threads, context=context, compute=compute, cache=cache)
+    return Model(resolve(model), threads=threads, context=context, compute=compute, cache=cache, variant=variant)
 
 
 class Model:
@@ -75,6 +79,7 @@ class Model:
         context: int | None = None,
         compute: Compute = "mixed",
         cache: CacheType = "f16",
+        variant: str | os.PathLike[str] | None = None,
     ) -> None:
         _check_choice("compute", compute, get_args(Compute))
         _check_choice("cache", cache, get_args(CacheType))
@@ -99,22 +104,30 @@ class Model:
             max_rows=min(prefill_rows(self.package.config.intermediate_size), self.context),
         )
         self.vocab_size = self.tape.vocab_size
+        self.variants = Variants(self.package, self.tape)
+        """The variants that were used, mapped and ready; see ``Variants``."""
+        self.variant = "none" if variant is None else os.fspath(variant)
+        self.variants.tape(self.variant)
         _return_memory()
-        self._ops = int(self.tape.ops.ctypes.data)
-        self._arena = aligned(self.tape.arena_bytes)
+        self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
         self._rope = RotaryTable(self.tape.inv_freq)
         self.profile: NDArray[np.int64] | None = None
-        """Where every run adds, int64 [2, n_ops], the ticks that each op of the tape took, and the columns that it read
-        where it leaves out some; None: nothing is measured."""
+        """Where every run of a tape with n_ops ops adds, int64 [2, n_ops], the ticks that each took, and the columns
+        that it read where it leaves out some; None: nothing is measured."""
         self._turn = threading.Lock()
         self._team = Team(self.kernels, self.threads)
         self._closed = False
 
-    def session(self) -> Session:
-        """A new, empty session."""
+    def session(self, variant: str | os.PathLike[str] | None = None) -> Session:
+        """A new, empty session.
+
+        variant: a fine-tuned variant of this model: a name (``edgerun variant list``), a variant file, or a sum of
+        several with weights, "a:0.5+b:0.5"; "none" for the model as it is. Default: the model's own default. Sessions
+        with different variants run side by side. Raises VariantError.
+        """
         from edgerun.session import Session
 
-        return Session(self)
+        return Session(self, self.variant if variant is None else variant)
 
     def generate(
         self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
@@ -135,12 +148,14 @@ class Model:
         pages: NDArray[np.int64],
         logits: NDArray[np.float32],
         n_out: int,
+        tape: Tape | None = None,
     ) -> None:
         """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
 
         pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
-        the last ``n_out`` tokens. For sessions; nothing is checked here.
+        the last ``n_out`` tokens. tape: of a variant, as ``variants`` gave it. For sessions; nothing is checked here.
         """
+        ops = (tape or self.tape).ops
         end = position + len(tokens)
         with self._turn:
             if self._closed:
@@ -157,8 +172,9 @@ class Model:
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
             record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
-            record[Run.PROFILE] = 0 if self.profile is None else self.profile.ctypes.data
-            self._team.run(self._ops, len(self.tape.ops), int(record.ctypes.data))
+            if self.profile is not None and self.profile.shape[1] == len(ops):
+                record[Run.PROFILE] = self.profile.ctypes.data
+            self._team.run(int(ops.ctypes.data), len(ops), int(record.ctypes.data))
 
     def close(self) -> None:
         """Ends the threads. Idempotent; sessions of a closed model raise EdgerunError."""

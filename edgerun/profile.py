@@ -43,6 +43,8 @@ _KINDS = {
     Op.EMBED_Q8: "embedding",
     Op.EMBED_Q6K: "embedding",
     Op.EMBED_F32: "embedding",
+    Op.EMBED_DELTA: "sparse delta",
+    Op.SPARSE_DELTA: "sparse delta",
     **dict.fromkeys(_ATTENTION, "attention"),
 }
 
@@ -74,7 +76,7 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
     gb_per_s: the memory's bandwidth with as many threads, which shares are taken of.
     """
     first = session.position
-    measured = np.zeros((2, len(model.tape.ops)), np.int64)
+    measured = np.zeros((2, len(session.tape.ops)), np.int64)
     model.profile = measured
     start = time.perf_counter()
     try:
@@ -88,7 +90,7 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
     read: dict[str, int] = {}
     skipped: dict[str, list[float]] = {}
     whole = int(measured[0].sum())
-    for name, op, (spent, columns) in zip(model.tape.names, model.tape.ops, measured.T.tolist(), strict=True):
+    for name, op, (spent, columns) in zip(session.tape.names, session.tape.ops, measured.T.tolist(), strict=True):
         kind = _KINDS.get(Op(op[Field.CODE])) or re.sub(r"^layers\.\d+\.|\.gather$", "", name)
         times[kind] = times.get(kind, 0.0) + spent * us / whole
         taken = 1.0
@@ -119,6 +121,9 @@ def _bytes_read(op: NDArray[np.int64], positions: float) -> int:
         return math.prod(triples.shape(int(op[Field.N]), int(op[Field.K])))
     if code == Op.LINEAR_F32:
         return blocks * ROWS * 4 * int(op[Field.K])
+    if code == Op.SPARSE_DELTA and op[Field.WINDOW]:
+        steps = -(-int(op[Field.K]) // int(op[Field.WINDOW]))
+        return blocks * (-(-steps // 2) * 48 if op[Field.BITS] == 4 else steps * 32)
     if code in _ATTENTION:
         return int(int(op[Field.N_KV_HEADS]) * int(op[Field.KV_HEAD_BYTES]) * positions / PAGE)
     return 0

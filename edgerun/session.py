@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 class Session:
     """One cache of one model. Sessions of a model may be used from several threads; one session, from one at a time."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, variant: str | os.PathLike[str] = "none") -> None:
         self.model = model
+        self.variant = os.fspath(variant)
+        """What it runs, as ``Model.session`` takes it; "none" is the model as it is. To be changed by ``use``."""
+        self.tape = model.variants.tape(self.variant)
         self._tokens: list[int] = []
         self._pages: list[NDArray[np.uint8]] = []
         self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
@@ -49,6 +53,18 @@ class Session:
             raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {len(self._tokens)}")
         del self._tokens[n_tokens:]
         del self._pages[-(-n_tokens // PAGE) :]
+
+    def use(self, variant: str | os.PathLike[str], *, keep: bool = False) -> None:
+        """Goes on with another variant (see ``Model.session``). Raises VariantError; the session stays as it was then.
+
+        keep: whether the cache is kept, whose keys and values the variant before has made: nothing is computed again,
+        but the new one would have made others. Else the session is empty afterwards.
+        """
+        wanted = os.fspath(variant)
+        self.tape = self.model.variants.tape(wanted)
+        self.variant = wanted
+        if not keep:
+            self.reset()
 
     def prefill(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens, in chunks; gives the logits [vocab_size] that follow the last one.
@@ -151,7 +167,7 @@ class Session:
                 self._pages.append(page)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
-        self.model.run(ids, len(self._tokens), self._page_table, logits, n_out)
+        self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape)
         self._tokens.extend(ids.tolist())
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import click
 
 from edgerun.cli.command import Function, json_option, option
 from edgerun.cli.command import command as command_
-from edgerun.cli.options import RuntimeOptions, cache_option, compute_option, model_argument
+from edgerun.cli.options import RuntimeOptions, cache_option, compute_option, model_argument, variant_option
 from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.terminal import human_bytes
 
@@ -77,6 +77,7 @@ def _count(name: str, default: int, help: str) -> Callable[[Function], Function]
 )
 @compute_option
 @cache_option
+@variant_option
 def command(
     model: str,
     prompt: int,
@@ -90,6 +91,7 @@ def command(
     context: int | None,
     compute: Any,
     cache: Any,
+    variant: str | None,
 ) -> None:
     """Measure prefill and decode of MODEL with random tokens, as llama-bench does, and how fast memory can be read."""
     from edgerun import board
@@ -112,13 +114,13 @@ def command(
         )
 
     def load(count: int) -> Any:
-        return RuntimeOptions(count, room, compute, cache).load(folder)
+        return RuntimeOptions(count, room, compute, cache, variant).load(folder)
 
     before = board.state()
     with ProgressBar() as progress:
         results = benchmark(load, threads or (default_threads(),), plan, progress)
     if report is not None:
-        title = f"{model}, prefill {prompt}, decode {gen}, medians of {repeat}"
+        title = f"{_called(model, variant)}, prefill {prompt}, decode {gen}, medians of {repeat}"
         report.write_text(bench_report.text(title, results, before, board.state()), encoding="utf-8")
     fastest = max(result.memory_read_gb_per_s for result in results)
     if as_json:
@@ -129,15 +131,20 @@ def command(
             "repeat": repeat,
             "compute": compute,
             "cache_type": cache,
+            "variant": variant,
             "memory_read_gb_per_s": fastest,
             "results": [_report(result) for result in results],
         }
         click.echo(json.dumps(figures))
     else:
-        _print(model, plan.prompt, plan.gen, results)
+        _print(_called(model, variant), plan.prompt, plan.gen, results)
         for result in results:
             if result.profile is not None:
                 _print_profile(result, result.profile)
+
+
+def _called(model: str, variant: str | None) -> str:
+    return model if variant is None else f"{model} with {variant}"
 
 
 def _report(result: Result) -> dict[str, Any]:

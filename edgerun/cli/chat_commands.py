@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgerun.cli.conversation import Conversation
 from edgerun.errors import EdgerunError
+from edgerun.variants.library import listed
 
 if TYPE_CHECKING:
     from edgerun.generate import Timings
@@ -94,6 +96,22 @@ def _path(name: str, command: str) -> Path:
     return Path(name).expanduser()
 
 
+def _variant(chat: Chat, text: str) -> str:
+    """NAME, or NAME keep."""
+    spec, _, how = text.partition(" ")
+    if not spec:
+        known = ", ".join(listed()) or "no variants with a name"
+        return f"The variant: {chat.session.variant}. There are {known}."
+    if how.strip() not in ("", "keep"):
+        raise EdgerunError(f"/variant takes a variant and, if the cache is to stay, keep; not {how.strip()!r}")
+    start = perf_counter()
+    held = chat.session.position
+    chat.session.use(spec, keep=bool(how))
+    took = f"after {1e3 * (perf_counter() - start):.0f} ms"
+    kept = f"the cache of {held} tokens is {'kept' if how else 'dropped'}" if held else "the cache is empty"
+    return f"The variant is {spec}, {took}; {kept}."
+
+
 def _stats(chat: Chat, _: str) -> str:
     used = chat.session.position
     lines = [f"context        {used} of {chat.context} tokens used"]
@@ -137,6 +155,7 @@ COMMANDS = {
     "/system": Entry("TEXT", 'set the instructions ("" removes them); alone: show them', _system),
     "/save": Entry("FILE", "write the conversation as JSON", _save),
     "/load": Entry("FILE", "go on with a saved conversation", _load),
+    "/variant": Entry("NAME [keep]", "go on with a variant or none, and keep the cache; alone: show it", _variant),
     "/stats": Entry("", "tokens, times and how full the context is", _stats),
     "/help": Entry("", "show this", _help),
     "/exit": Entry("", "leave; so does /bye", _leave),

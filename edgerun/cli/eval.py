@@ -17,6 +17,7 @@ from edgerun.cli.options import (
     compute_option,
     model_argument,
     threads_option,
+    variant_option,
 )
 from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.text_input import read_text
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @option(
     "--against",
     metavar="exact|onnxruntime|MODEL",
-    help="Compare with: the same package in float32, the same package in onnxruntime, or another model.",
+    help="Compare with: the same package (and variant) in float32, the same package in onnxruntime, or another model.",
 )
 @option(
     "--context",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 @threads_option
 @compute_option
 @cache_option
+@variant_option
 def command(
     model: str,
     text: Path,
@@ -58,6 +60,7 @@ def command(
     threads: int | None,
     compute: Any,
     cache: Any,
+    variant: str | None,
 ) -> None:
     """Perplexity of MODEL on a text, counted as llama.cpp's llama-perplexity counts it.
 
@@ -69,10 +72,10 @@ def command(
 
     content = read_text(text).removesuffix("\n")  # as llama-perplexity reads a file
     folder = resolve(model)
-    with RuntimeOptions(threads, window, compute, cache).load(str(folder)) as loaded:
+    with RuntimeOptions(threads, window, compute, cache, variant).load(str(folder)) as loaded:
         scorer = ModelScorer(loaded)
         tokens = scorer.encode(content)
-        with _reference(against, folder, loaded, threads, window) as reference, ProgressBar() as progress:
+        with _reference(against, folder, loaded, threads, window, variant) as reference, ProgressBar() as progress:
             if reference is not None and reference.encode(content) != tokens:
                 raise EdgerunError(
                     f"{model} and {against} split the text into different tokens, so their predictions can't be "
@@ -80,13 +83,13 @@ def command(
                 )
             result = evaluate(scorer, tokens, window=window, reference=reference, progress=progress)
     if as_json:
-        click.echo(json.dumps(_report(model, against, window, result)))
+        click.echo(json.dumps(_report(model, variant, against, window, result)))
     else:
         _print(result, against)
 
 
 def _reference(
-    against: str | None, folder: Path, model: Model, threads: int | None, window: int
+    against: str | None, folder: Path, model: Model, threads: int | None, window: int, variant: str | None
 ) -> AbstractContextManager[Scorer | None]:
     from edgerun.evaluate import ModelScorer
 
@@ -96,13 +99,14 @@ def _reference(
         from edgerun.oracle import OnnxruntimeScorer
 
         return OnnxruntimeScorer(folder, model.tokenizer, threads=model.threads)
-    other = str(folder) if against == "exact" else against
-    return ModelScorer(RuntimeOptions(threads, window, "float32", "f32").load(other))
+    other, same = (str(folder), variant) if against == "exact" else (against, None)
+    return ModelScorer(RuntimeOptions(threads, window, "float32", "f32", same).load(other))
 
 
-def _report(model: str, against: str | None, window: int, result: Evaluation) -> dict[str, Any]:
+def _report(model: str, variant: str | None, against: str | None, window: int, result: Evaluation) -> dict[str, Any]:
     return {
         "model": model,
+        "variant": variant,
         "against": against,
         "context": window,
         "tokens": result.tokens,

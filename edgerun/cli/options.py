@@ -26,6 +26,7 @@ class RuntimeOptions:
     context: int | None
     compute: Literal["mixed", "int16", "int8", "float32"]
     cache: Literal["f16", "q8", "f32"]
+    variant: str | None = None
 
     def load(self, model: str) -> Model:
         """Finds the model (fetching and exporting it under a progress bar, if it must be) and loads it."""
@@ -33,7 +34,14 @@ class RuntimeOptions:
         from edgerun.cli.progress import resolve
 
         folder = resolve(model)
-        return edgerun.load(folder, threads=self.threads, context=self.context, compute=self.compute, cache=self.cache)
+        return edgerun.load(
+            folder,
+            threads=self.threads,
+            context=self.context,
+            compute=self.compute,
+            cache=self.cache,
+            variant=self.variant,
+        )
 
 
 def _machine(*declarations: str, **settings: Any) -> Callable[[Function], Function]:
@@ -80,14 +88,23 @@ cache_option = _machine(
 )
 
 
+variant_option = _machine(
+    "--variant",
+    metavar="SPEC",
+    help="Fine-tuned variant of the model: a name, a file, or a sum such as a:0.5+b:0.5.  [default: none]",
+)
+
+
 def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the machine's options; the command gets them as one argument, `runtime`."""
 
     @wraps(function)
-    def bundle(threads: int | None, context: int | None, compute: Any, cache: Any, **others: Any) -> Any:
-        return function(runtime=RuntimeOptions(threads, context, compute, cache), **others)
+    def bundle(
+        threads: int | None, context: int | None, compute: Any, cache: Any, variant: str | None, **others: Any
+    ) -> Any:
+        return function(runtime=RuntimeOptions(threads, context, compute, cache, variant), **others)
 
-    return threads_option(context_option(compute_option(cache_option(bundle))))
+    return threads_option(context_option(compute_option(cache_option(variant_option(bundle)))))
 
 
 _SAMPLING_OPTIONS = (

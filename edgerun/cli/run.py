@@ -80,6 +80,7 @@ def _report(model: Model, name: str, generation: Generation, pieces: list[Piece]
     timings = generation.timings
     report: dict[str, Any] = {
         "model": name,
+        "variant": generation.session.variant,
         "text": generation.text,
         "finish_reason": generation.finish_reason,
         "token_ids": list(generation.token_ids),

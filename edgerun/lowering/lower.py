@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import PackageError
-from edgerun.lowering.tape import Arena, Tape
+from edgerun.lowering.tape import Arena, Site, Tape
 from edgerun.package.operators import EMBEDS, LINEARS, OPERATORS
 from edgerun_kernels.record import (
     GROUP,
@@ -110,6 +110,7 @@ class _Lowering:
         self.records: list[NDArray[np.int64]] = []
         self.names: list[str] = []
         self.arrays: list[NDArray[Any]] = []
+        self.sites: list[Site] = []
         self.values: dict[str, Value] = {}
         self.inv_freq: NDArray[np.float32] | None = None
         self.n_layers = 0
@@ -150,6 +151,7 @@ class _Lowering:
             vocab_size=vocab_size,
             logits_stride=_pad(vocab_size, ROWS),
             inv_freq=self.inv_freq,
+            sites=tuple(self.sites),
             arrays=self.arrays,
         )
 
@@ -187,12 +189,20 @@ class _Lowering:
         self.arrays.append(array)
         return int(array.ctypes.data)
 
-    def _padded(self, name: str, to: int) -> int:
-        """The address of a float32 vector whose length is padded with zeros to a multiple of ``to``."""
+    def _padded(self, name: str, to: int) -> NDArray[np.float32]:
+        """A float32 vector whose length is padded with zeros to a multiple of ``to``."""
         vector = np.asarray(self.package.tensor(name), np.float32).ravel()
         if len(vector) % to:
             vector = np.pad(vector, (0, -len(vector) % to))
-        return self._address(np.ascontiguousarray(vector))
+        return np.ascontiguousarray(vector)
+
+    def _matrix_site(self, node: Any, records: tuple[int, ...], x: Value | None = None) -> None:
+        name = node.input[1].rpartition(".")[0]
+        if x is None:
+            self.sites.append(Site(name, "embedding", records))
+        else:
+            place = (x.offset, x.stride, x.stride if x.private else 0)
+            self.sites.append(Site(name, "linear", records, place))
 
     def _weights(self, node: Any) -> dict[str, int]:
         spec = OPERATORS[node.op_type]
@@ -218,7 +228,8 @@ class _Lowering:
         fields = self._weights(node)
         value = Value(self.arena.take(fields["K"], row_bytes(fields["K"])), fields["K"])
         code = EMBED[str(OPERATORS[node.op_type].weights)]
-        self._emit(node.name, code, Y=value.offset, Y_STRIDE=value.stride, **fields)
+        record = self._emit(node.name, code, Y=value.offset, Y_STRIDE=value.stride, **fields)
+        self._matrix_site(node, (record,))
         self.values[node.output[0]] = value
 
     def _rotarycossin(self, node: Any) -> None:
@@ -233,15 +244,17 @@ class _Lowering:
             self._wait()
         y = Value(self.arena.take(x.width, x.stride), x.width, private=True)
         final = node.output[0] in self.final
-        self._emit(
+        weight = self._padded(node.input[1], GROUP)
+        record = self._emit(
             node.name,
             Op.RMS_NORM,
             **self._rows(x, y.offset, y.stride),
-            W=self._padded(node.input[1], GROUP),
+            W=self._address(weight),
             K=x.width,
             EPSILON=self._float_bits(node, "epsilon"),
             FLAGS=Flag.LAST_ROWS | Flag.OUT_ROWS if final else 0,
         )
+        self.sites.append(Site(node.input[1], "norm", (record,), vector=weight))
         self.values[node.output[0]] = y
 
     @staticmethod
@@ -291,10 +304,11 @@ class _Lowering:
         fields = source | self._weights(node)
         if final:
             fields |= {"Y_STRIDE": _pad(fields["N"], ROWS) * 4, "FLAGS": flags | Flag.LOGITS}
-            self._multiply(node.name, code, fields)
+            self._matrix_site(node, self._multiply(node.name, code, fields), x)
             return
         y = Value(self.arena.take(fields["N"], row_bytes(fields["N"])), fields["N"])
         y.records = self._multiply(node.name, code, fields | {"Y": y.offset, "Y_STRIDE": y.stride})
+        self._matrix_site(node, y.records, x)
         self.values[node.output[0]] = y
 
     def _multiply(self, name: str, code: Op, fields: dict[str, int]) -> tuple[int, ...]:
@@ -324,9 +338,11 @@ class _Lowering:
             value, bias = (first, node.input[1]) if first is not None else (second, node.input[0])
             if value is None or not value.records:
                 raise self._unsupported(node, "a bias must follow a linear layer")
-            address = self._padded(bias, ROWS)
+            vector = self._padded(bias, ROWS)
+            address = self._address(vector)
             for record in value.records:
                 self.records[record][Field.BIAS] = address
+            self.sites.append(Site(bias, "bias", value.records, vector=vector))
             self.values[node.output[0]] = value
             return
         residual, update = (first, second) if second.records else (second, first)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun_kernels.record import TILE_ROWS
+
+
+class Site(NamedTuple):
+    """Where a tape uses a weight of the package, so that a variant can add to it.
+
+    name: of the weight in the package. kind: what uses it. records: of the ops that do, the last of which writes the
+    output. x: of a linear layer, its float32 input: arena offset, bytes from row to row and, when one row runs, from
+    thread to thread. vector: of a norm or a bias, the float32 values, padded with zeros.
+    """
+
+    name: str
+    kind: Literal["linear", "embedding", "norm", "bias"]
+    records: tuple[int, ...]
+    x: tuple[int, int, int] = (0, 0, 0)
+    vector: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -20,6 +35,7 @@ class Tape:
     page_bytes: one page (record.PAGE positions) of a session's cache.
     vocab_size, logits_stride: logits of a row, and the float32 elements from row to row (padded to 16).
     inv_freq: float32 [head_dim / 2], the rotary frequencies.
+    sites: where weights are used.
     """
 
     ops: NDArray[np.int64]
@@ -30,6 +46,7 @@ class Tape:
     vocab_size: int
     logits_stride: int
     inv_freq: NDArray[np.float32]
+    sites: tuple[Site, ...] = field(repr=False)
     arrays: list[NDArray[Any]] = field(repr=False)
     """Everything that the records point to, kept alive."""
 

@@ -103,7 +103,7 @@ class TensorReader:
                 raise damaged(path, f"holds tensor {name} but is no regular file")
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                data: Array = np.frombuffer(_mapped(file.fileno()), np.uint8) if size else np.empty(0, np.uint8)
+                data: Array = np.frombuffer(map_file(file.fileno()), np.uint8) if size else np.empty(0, np.uint8)
         except OSError as error:
             raise damaged(path, f"cannot be read ({error.strerror}), it holds tensor {name}") from error
         self.files[location] = np.asarray(data)
@@ -127,7 +127,7 @@ class TensorReader:
             return False
 
 
-def _mapped(file: int) -> mmap.mmap:
+def map_file(file: int) -> mmap.mmap:
     """A file, mapped in pages of 2 MiB where the system can: decoding reads all weights for every token, and looking up
     small pages takes a tenth of the time that memory does."""
     mapping = mmap.mmap(file, 0, access=mmap.ACCESS_READ)

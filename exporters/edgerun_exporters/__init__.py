@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .export import ExportReport, export
+from .fingerprint import fingerprint
 from .quantize import QUANTS
 
-__all__ = ["QUANTS", "ExportReport", "export"]
+__all__ = ["QUANTS", "ExportReport", "export", "fingerprint"]

@@ -6,21 +6,26 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgerun.errors import OptionError
 from edgerun.package.layout import public_name
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Description, describe
+from .fingerprint import fingerprint
 from .graph import build
+from .merged import add_deltas
 from .quantize import QUANTS, choose_format
 from .staging import staged_folder
 from .tokenizer import write_tokenizer
 from .weights import DATA_FILE
+
+if TYPE_CHECKING:
+    from edgerun.variants.coding import DenseDelta, SparseDelta
 
 FORMAT_VERSION = 1
 
@@ -44,6 +49,7 @@ def export(
     compact: bool = False,
     progress: Progress | None = None,
     source_name: str | None = None,
+    deltas: Mapping[str, SparseDelta | DenseDelta] | None = None,
 ) -> ExportReport:
     """Makes a model package at `out` from a GGUF file or a Hugging Face folder. The same input gives the same bytes.
 
@@ -53,7 +59,8 @@ def export(
     compact: ternary layers in 1.67 bits a weight instead of 2. Processors with AVX-512 decode them faster, since memory
     is what they wait for; others are slower with them.
     progress(bytes done, bytes in all, tensor name) is called often. source_name: what to record as the source, a
-    repository id (with a slash, "owner/name") or a file name; by default the name of the file or folder.
+    repository id (with a slash, "owner/name") or a file name; by default the name of the file or folder. deltas: of a
+    variant, by package names, to be added to the weights; "auto" gives what they change 8 bits.
 
     `out` appears whole or stays what it was. Raises CheckpointError (unreadable, incomplete or unsupported checkpoint;
     disk full) and OptionError (unknown quant).
@@ -61,7 +68,7 @@ def export(
     if quant not in QUANTS:
         raise OptionError(f"quantisation {quant!r} is unknown; choose one of {', '.join(QUANTS)}")
     source = open_checkpoint(checkpoint)
-    description = describe(source)
+    description = describe(source) if deltas is None else add_deltas(describe(source), deltas)
     formats = _formats(description, quant, compact)
     notes = [*description.notes, *_requantised(description, formats)]
     producer = _producer()
@@ -142,6 +149,7 @@ def _config(
             "repo" if repository else "file": name,
             "format": source.format,
             "sha256": source.sha256(),
+            "fingerprint": fingerprint(source, d),
         },
         "quantisation": {
             "linear": linear.most_common(1)[0][0],

@@ -24,6 +24,9 @@ CHUNK = 128
 """Positions in such a part, at least, and in a step of prefill attention; a divisor of PAGE."""
 
 
+WINDOW_BYTES = 512
+"""What kernels may read of a row from a sparse delta's window on, beyond its end too: memory that must be there."""
+
 SECOND_TERM = 254
 """An activation is scale * first, and where there is a second term scale * (first + second / SECOND_TERM)."""
 
@@ -56,6 +59,8 @@ class Op(IntEnum):
     LINEAR_TERNARY_COLUMNS = 23
     GATHER_COLUMNS = 24
     LINEAR_TERNARY_TRIPLES = 25
+    SPARSE_DELTA = 40
+    EMBED_DELTA = 41
 
 
 class Field(IntEnum):
@@ -93,6 +98,8 @@ class Field(IntEnum):
     UP = 29  # SwiGLU: arena offset of the second input
     THRESHOLD = 30  # float64 bits; quantisation: groups whose largest is above this times the row's rms get two terms
     KV_HEAD_BYTES = 31  # of one layer's key/value head in a page
+    WINDOW = 22  # sparse deltas, in attention's places: columns of a window; 0: positions are gaps, and M their starts
+    BITS = 21  # of a value, 4 or 8; W are codes, D bfloat16 scales, SCALE the variant's weight
     COUNT = 32
 
 

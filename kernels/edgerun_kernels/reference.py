@@ -462,6 +462,19 @@ def attention(q: F32, keys: Array, values: Array, position: int) -> F32:
     return _rounded(y.reshape(rows, n_heads, dim))
 
 
+# --- sparse deltas of a variant ---------------------------------------------------------------------------------------
+
+
+def sparse_delta(x: F32, delta: F32, y: F32, weight: float) -> F32:
+    """y [rows, n] + weight * x [rows, k] delta [n, k]^T."""
+    return _rounded(y + np.float64(np.float32(weight)) * (x.astype(np.float64) @ delta.astype(np.float64).T))
+
+
+def embed_delta(tokens: Array, delta: F32, y: F32, weight: float) -> F32:
+    """y [rows, k] + weight * the tokens' rows of delta [n, k]."""
+    return _rounded(y + np.float64(np.float32(weight)) * delta.astype(np.float64)[tokens])
+
+
 # --- elementwise ------------------------------------------------------------------------------------------------------
 
 

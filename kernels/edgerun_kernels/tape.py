@@ -14,6 +14,7 @@ from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
 from .simd.ops import field, load_i64, store_i64, ticks
+from .sparse_delta import embed_delta, sparse_delta
 from .triples import linear_ternary_triples
 
 # Plain integers: inside a kernel Numba would look an enumeration up at every use.
@@ -27,6 +28,7 @@ LINEAR_TERNARY, QUANTIZE_ROWS, SQUARED_RELU = int(Op.LINEAR_TERNARY), int(Op.QUA
 LINEAR_TERNARY_COLUMNS, GATHER_COLUMNS = int(Op.LINEAR_TERNARY_COLUMNS), int(Op.GATHER_COLUMNS)
 LINEAR_TERNARY_TRIPLES = int(Op.LINEAR_TERNARY_TRIPLES)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
+SPARSE_DELTA, EMBED_DELTA = int(Op.SPARSE_DELTA), int(Op.EMBED_DELTA)
 
 
 @inner
@@ -79,6 +81,10 @@ def run_op(code, op, run, tid, n_threads):
         embed_q6k(op, run, tid, n_threads)
     elif code == EMBED_F32:
         embed_f32(op, run, tid, n_threads)
+    elif code == SPARSE_DELTA:
+        sparse_delta(op, run, tid, n_threads)
+    elif code == EMBED_DELTA:
+        embed_delta(op, run, tid, n_threads)
     elif code == READ_MEMORY:
         read_memory(op, run, tid, n_threads)
 

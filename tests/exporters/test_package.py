@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgerun.errors import CheckpointError
-from edgerun_exporters import ExportReport, export
+from edgerun_exporters import ExportReport, export, fingerprint
 from edgerun_exporters.weights import Weights
 
 from .made import random_model, save, write_gguf
@@ -49,6 +49,7 @@ def test_what_is_in_it(gguf_file: Path, tmp_path: Path) -> None:
         "file": "m.gguf",
         "format": "gguf",
         "sha256": hashlib.sha256(gguf_file.read_bytes()).hexdigest(),
+        "fingerprint": fingerprint(gguf_file),
     }
     assert config["quantisation"] == {"linear": "q4_1", "embedding": "q4_1", "notes": report.notes}
     assert config["tied_embeddings"] is True and config["n_layers"] == 2 and config["head_dim"] == 16

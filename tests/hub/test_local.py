@@ -146,3 +146,14 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
             hub.resolve(empty)
     with pytest.raises(OptionError, match="quant is 'q3'"):
         hub.resolve("smollm2", quant="q3")
+
+
+def test_the_original_is_the_checkpoint_not_what_was_made_of_it(
+    tmp_path: Path, exports: list[str], package: Path
+) -> None:
+    gguf, folder = gguf_file(tmp_path / "a.gguf"), safetensors_folder(tmp_path / "b")
+    assert hub.original(str(gguf)) == gguf and hub.original(folder) == folder
+    assert hub.original(package) == package
+    assert exports == []
+    with pytest.raises(HubError, match="no-such"):
+        hub.original("no-such-model")

@@ -226,6 +226,27 @@ def test_codes_of_three_have_digits(isa: str) -> None:
 
 
 @every_isa
+@examples(50)
+@given(window=st.sampled_from([32, 64, 128, 1000]), seed=st.integers(0, 2**31))
+def test_windows(isa: str, window: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.standard_normal(window + 128).astype(np.float32)[1:]  # of any alignment
+    index = rng.integers(0, window, 16).astype(np.int32)
+    for name in ("gather", *(f"window_{size}" for size in (32, 64, 128) if size >= window)):
+        got = apply(isa, name, np.empty(16, np.float32), int(table.ctypes.data), index)
+        np.testing.assert_array_equal(got, table[index])
+
+
+@every_isa
+def test_int4_to_float(isa: str) -> None:
+    """Whatever lies above the low four bits."""
+    for start in range(0, 256, 16):
+        codes = np.arange(start, start + 16, dtype=np.int32)
+        got = apply(isa, "int4_to_float", np.empty(16, np.float32), codes)
+        np.testing.assert_array_equal(got, (codes & 15) - 16 * ((codes & 8) > 0))
+
+
+@every_isa
 def test_time_goes_on_and_pauses_end(isa: str) -> None:
     before = constant(isa, "ticks")
     while constant(isa, "ticks") == before:
@@ -254,4 +275,5 @@ def test_no_operation_is_forgotten() -> None:
     tested |= {"pairs_begin_8", "pairs_dot_u4_8", "pairs_end_8"}
     rest = {"lookup_i16", "has_lookup_i16", "digits_i16", "high_product_u16", "f32_to_f16", "dot_i8_bias", "is_wide"}
     rest |= {"dot_u4_takes_u8", "ticks", "pause", "wait_on", "wake_all"}
+    tested |= {"gather", "window_32", "window_64", "window_128", "int4_to_float"}
     assert set(NAMED) == tested | rest

@@ -33,6 +33,14 @@ class Matrix:
         """Rows start..stop, in the package's order."""
         return self._ordered(lambda first, last: checkpoint.rows(self.source.name, first, last), start, stop)
 
+    def floats(self, checkpoint: Checkpoint, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows start..stop as float32, in the package's order; ternary weights as what they stand for."""
+        if self.ternary is not None:
+            scale, trits = self.open_ternary(checkpoint)
+            return (trits(start, stop).astype(np.float32) - 1) * scale
+        rows = self.read(checkpoint, start, stop)
+        return rows.dequantise() if isinstance(rows, QuantisedBlocks) else rows
+
     def open_ternary(self, checkpoint: Checkpoint) -> tuple[np.float32, Callable[[int, int], Trits]]:
         """The scale, and a function that gives the trits of rows start..stop in the package's order."""
         assert self.ternary is not None
@@ -94,3 +102,14 @@ class Description:
         """Every weight matrix once, in the order of use."""
         of_layers = [matrix for layer in self.layers for matrix in layer.matrices.values()]
         return [self.embedding, *of_layers, *([self.output] if self.output else [])]
+
+    def vectors(self) -> list[tuple[str, npt.NDArray[np.float32]]]:
+        """Every norm and bias by its name in a package, in the order of use."""
+        found = []
+        for i, layer in enumerate(self.layers):
+            found.append((f"layers.{i}.input_norm.weight", layer.input_norm))
+            found.append((f"layers.{i}.post_attention_norm.weight", layer.post_attention_norm))
+            for kind, suffix in ((layer.norms, "norm.weight"), (layer.biases, "bias")):
+                for role, vector in kind.items():
+                    found.append((f"{layer.matrices[role].name.removesuffix('.weight')}.{suffix}", vector))
+        return [*found, ("final_norm.weight", self.final_norm)]

@@ -41,59 +41,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-class SafetensorsCheckpoint(Checkpoint):
-    """An open Hugging Face folder (or one .safetensors file beside its config.json)."""
+class SafetensorsFiles:
+    """Open safetensors files, their headers checked: tensors by name, read some rows at a time."""
 
-    format = "safetensors"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        folder = path if path.is_dir() else path.parent
-        self.folder = folder
-        self.metadata = read_json(folder / "config.json")
-        self.architecture = str(self.metadata.get("model_type", "(none)"))
-        quantised = self.metadata.get("quantization_config")
-        if quantised and not (isinstance(quantised, dict) and quantised.get("quant_method") == "bitnet"):
-            method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-            raise CheckpointError(
-                f"{folder / 'config.json'}: quantization_config: {method}-quantised safetensors are not supported; "
-                "use the original checkpoint or a GGUF file"
-            )
+    def __init__(self, *paths: Path) -> None:
         self._files: dict[Path, int] = {}
         self._places: dict[str, tuple[Path, int, int]] = {}  # name -> file, offset, bytes per row
         self.tensors: dict[str, TensorInfo] = {}
-        wanted: Mapping[Path, list[str] | None] = self._weight_map() if path.is_dir() else {path: None}
-        for file, names in wanted.items():
-            self._add_file(file)
-            for name in names or ():
-                if name not in self.tensors:
-                    raise CheckpointError(f"{file}: tensor {name} is missing, but the index names it here")
-        weakref.finalize(self, _close, list(self._files.values()))
-
-    def _weight_map(self) -> Mapping[Path, list[str] | None]:
-        """The files to read, each with the tensors that the index promises in it (None: no index)."""
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise CheckpointError(f"{index}: weight_map is missing; download it again")
-            promised: dict[Path, list[str]] = {}
-            for name, file in sorted(weight_map.items(), key=lambda item: (str(item[1]), item[0])):
-                if not isinstance(file, str) or Path(file).name != file:
-                    raise CheckpointError(f"{index}: tensor {name} lies in {file!r}, which is not a file of the folder")
-                promised.setdefault(self.folder / file, []).append(name)
-            return dict(promised)
-        found = sorted(self.folder.glob("*.safetensors"))
-        single = self.folder / "model.safetensors"
-        if single in found:
-            return {single: None}
-        if len(found) == 1:
-            return {found[0]: None}
-        if found:
-            raise CheckpointError(f"{index}: no such file, but there are {len(found)} safetensors files; download it")
-        others = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(p.name for p in self.folder.glob("*.gguf"))
-        hint = f" (it has {others[0]})" if others else ""
-        raise CheckpointError(f"{self.folder}: no safetensors file in the folder{hint}; give a safetensors or GGUF one")
+        weakref.finalize(self, _close, self._files)
+        for path in paths:
+            self._add_file(path)
 
     def _add_file(self, path: Path) -> None:
         try:
@@ -125,20 +82,18 @@ class SafetensorsCheckpoint(Checkpoint):
             self._places[name] = path, 8 + head + begin, row_bytes
             self.tensors[name] = TensorInfo(name, shape, dtype, 8 * width)
 
-    def rows(self, name: str, start: int, stop: int) -> Rows:
+    def floats(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a matrix as float32."""
         info = self.tensors[name]
         if info.format not in _BYTES:
             path = self._places[name][0]
             raise CheckpointError(f"{path}: tensor {name} has dtype {info.format}; only f32, f16 and bf16 are read")
-        raw = self._raw(name, start, stop)
+        raw = self.raw(name, start, stop)
         if info.format == "BF16":
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
         return raw.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[info.format]).astype(np.float32, copy=False)
 
-    def packed_trits(self, name: str, start: int, stop: int) -> Trits:
-        return self._raw(name, start, stop)
-
-    def _raw(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+    def raw(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Bytes of rows start..stop: [rows, bytes of a row]."""
         path, offset, row_bytes = self._places[name]
         raw = read_at(self._files[path], path, name, offset + start * row_bytes, (stop - start) * row_bytes)
@@ -152,12 +107,73 @@ class SafetensorsCheckpoint(Checkpoint):
         return state.hexdigest()
 
 
+class SafetensorsCheckpoint(Checkpoint):
+    """An open Hugging Face folder (or one .safetensors file beside its config.json)."""
+
+    format = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        folder = path if path.is_dir() else path.parent
+        self.folder = folder
+        self.metadata = read_json(folder / "config.json")
+        self.architecture = str(self.metadata.get("model_type", "(none)"))
+        quantised = self.metadata.get("quantization_config")
+        if quantised and not (isinstance(quantised, dict) and quantised.get("quant_method") == "bitnet"):
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+            raise CheckpointError(
+                f"{folder / 'config.json'}: quantization_config: {method}-quantised safetensors are not supported; "
+                "use the original checkpoint or a GGUF file"
+            )
+        wanted: Mapping[Path, list[str] | None] = self._weight_map() if path.is_dir() else {path: None}
+        self._files = SafetensorsFiles(*wanted)
+        self.tensors = self._files.tensors
+        for file, names in wanted.items():
+            for name in names or ():
+                if name not in self.tensors:
+                    raise CheckpointError(f"{file}: tensor {name} is missing, but the index names it here")
+
+    def _weight_map(self) -> Mapping[Path, list[str] | None]:
+        """The files to read, each with the tensors that the index promises in it (None: no index)."""
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(f"{index}: weight_map is missing; download it again")
+            promised: dict[Path, list[str]] = {}
+            for name, file in sorted(weight_map.items(), key=lambda item: (str(item[1]), item[0])):
+                if not isinstance(file, str) or Path(file).name != file:
+                    raise CheckpointError(f"{index}: tensor {name} lies in {file!r}, which is not a file of the folder")
+                promised.setdefault(self.folder / file, []).append(name)
+            return dict(promised)
+        found = sorted(self.folder.glob("*.safetensors"))
+        single = self.folder / "model.safetensors"
+        if single in found:
+            return {single: None}
+        if len(found) == 1:
+            return {found[0]: None}
+        if found:
+            raise CheckpointError(f"{index}: no such file, but there are {len(found)} safetensors files; download it")
+        others = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(p.name for p in self.folder.glob("*.gguf"))
+        hint = f" (it has {others[0]})" if others else ""
+        raise CheckpointError(f"{self.folder}: no safetensors file in the folder{hint}; give a safetensors or GGUF one")
+
+    def rows(self, name: str, start: int, stop: int) -> Rows:
+        return self._files.floats(name, start, stop)
+
+    def packed_trits(self, name: str, start: int, stop: int) -> Trits:
+        return self._files.raw(name, start, stop)
+
+    def sha256(self) -> str:
+        return self._files.sha256()
+
+
 def _entry(name: str, entry: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     """name, dtype, shape, first byte and end of one tensor, as the directory has them."""
     begin, end = entry["data_offsets"]
     return name, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), int(begin), int(end)
 
 
-def _close(files: list[int]) -> None:
-    for file in files:
+def _close(files: dict[Path, int]) -> None:
+    for file in files.values():
         os.close(file)

@@ -23,7 +23,7 @@ from .definitions import (
 )
 from .futex import futex
 from .named import I8, I16, I32, I64, vec
-from .portable import PORTABLE_WORDS
+from .portable import PORTABLE_WORDS, SPARSE
 
 FUTEX = 98
 
@@ -93,6 +93,7 @@ NEON: dict[str, Body] = {
         }
     ),
     **PORTABLE_WORDS,
+    **SPARSE,
     "f32_to_f16": native_f32_to_f16,
     "dot_i8_bias": number(0),
     "dot_u4_takes_u8": number(0),

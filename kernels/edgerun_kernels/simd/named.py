@@ -34,6 +34,9 @@ NAMED: dict[str, tuple[ir.Type, list[ir.Type]]] = {
     "pairs_begin_8": (vec(I32, 16), [vec(I32, 8)] * 2),
     "pairs_dot_u4_8": (vec(I32, 16), [vec(I32, 16), vec(I8, 32), vec(I8, 32), POINTER, POINTER]),
     "pairs_end_8": (vec(I32, 16), [vec(I32, 16), vec(I32, 8), vec(I32, 8)]),
+    # 16 of the float32 at an address, by their index; behind the first line: below 32, 64, 128.
+    **{name: (vec(F32, 16), [I64, vec(I32, 16)]) for name in ("gather", "window_32", "window_64", "window_128")},
+    "int4_to_float": (vec(F32, 16), [vec(I32, 16)]),
     "f32_to_f16": (vec(I16, 16), [vec(F32, 16)]),
     "lookup_i16": (vec(I16, 32), [vec(I16, 32), vec(I16, 32)]),
     "has_lookup_i16": (I64, []),

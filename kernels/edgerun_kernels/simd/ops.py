@@ -57,6 +57,12 @@ dot_u4_takes_u8 = _named("dot_u4_takes_u8", types.int64)
 fma = _named("fma", f32x16, f32x16, f32x16, f32x16)
 f16_to_f32 = _named("f16_to_f32", f32x16, i16x16)
 f32_to_f16 = _named("f32_to_f16", i16x16, f32x16)
+gather = _named("gather", f32x16, types.int64, i32x16)
+"""16 of the float32 at an address, by their index (0 to 2**31 - 1)."""
+int4_to_float = _named("int4_to_float", f32x16, i32x16)
+"""The low 4 bits of every lane as a signed number; whatever lies above."""
+window_32, window_64, window_128 = (_named(f"window_{n}", f32x16, types.int64, i32x16) for n in (32, 64, 128))
+"""The same for indexes below n, of which an ISA may hold the whole window in registers: it is read whole."""
 is_wide = _named("is_wide", types.int64)
 has_lookup_i16 = _named("has_lookup_i16", types.int64)
 """Whether ``lookup_i16``, 32 words by their indexes in a table of 32, is an instruction."""
@@ -115,6 +121,31 @@ def load_i8x16(typingctx, address):
         return b.sext(stored, i32x16.llvm)
 
     return i32x16(types.int64), codegen
+
+
+@intrinsic
+def load_u8x16(typingctx, address):
+    """16 unsigned bytes as i32x16."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        stored = b.load(b.inttoptr(args[0], ir.VectorType(I8, 16).as_pointer()))
+        stored.align = 1
+        return b.zext(stored, i32x16.llvm)
+
+    return i32x16(types.int64), codegen
+
+
+@intrinsic
+def load_bf16x16(typingctx, address):
+    """16 bfloat16 as f32x16."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        stored = b.load(b.inttoptr(args[0], ir.VectorType(ir.IntType(16), 16).as_pointer()))
+        stored.align = 2
+        bits = b.shl(b.zext(stored, i32x16.llvm), ir.Constant(i32x16.llvm, [16] * 16))
+        return b.bitcast(bits, f32x16.llvm)
+
+    return f32x16(types.int64), codegen
 
 
 def _field(kind: Any, llvm: ir.Type) -> Any:

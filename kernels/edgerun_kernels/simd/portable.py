@@ -3,7 +3,7 @@
 from llvmlite import ir
 
 from .definitions import Body, both_sizes, const, high_bits, lanes, number, same
-from .named import F32, I16, I32, vec
+from .named import F32, I16, I32, I64, vec
 
 
 def portable_dot(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
@@ -85,6 +85,30 @@ PORTABLE_WORDS: dict[str, Body] = {
 }
 """Of 32 words of 16 bits: for every ISA that does not look them up."""
 
+
+def portable_gather(b: ir.IRBuilder, address: ir.Value, index: ir.Value) -> ir.Value:
+    """A load a lane."""
+    table = b.inttoptr(address, F32.as_pointer())
+    value = ir.Constant(vec(F32, 16), ir.Undefined)
+    for lane in range(16):
+        at = ir.Constant(I32, lane)
+        one = b.load(b.gep(table, [b.zext(b.extract_element(index, at), I64)]))
+        one.align = 4
+        value = b.insert_element(value, one, at)
+    return value
+
+
+def portable_int4_to_float(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    up = b.shl(value, const(I32, 16, 28))
+    return b.sitofp(b.ashr(up, const(I32, 16, 28)), vec(F32, 16))
+
+
+SPARSE: dict[str, Body] = {
+    **dict.fromkeys(("gather", "window_32", "window_64", "window_128"), portable_gather),
+    "int4_to_float": portable_int4_to_float,
+}
+"""What sparse deltas need."""
+
 PORTABLE: dict[str, Body] = {
     **both_sizes(
         {
@@ -98,6 +122,7 @@ PORTABLE: dict[str, Body] = {
             "f16_to_f32": portable_f16_to_f32,
         }
     ),
+    **SPARSE,
     "f32_to_f16": portable_f32_to_f16,
     **PORTABLE_WORDS,
     "dot_i8_bias": number(0),

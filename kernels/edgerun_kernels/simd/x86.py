@@ -16,8 +16,8 @@ from .definitions import (
     same,
 )
 from .futex import futex
-from .named import I8, I16, I32, I64, vec
-from .portable import PORTABLE, PORTABLE_WORDS
+from .named import F32, I8, I16, I32, I64, vec
+from .portable import PORTABLE, PORTABLE_WORDS, SPARSE
 
 
 def cycle_counter(b: ir.IRBuilder) -> ir.Value:
@@ -56,6 +56,30 @@ def avx2_dot_i8(b: ir.IRBuilder, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.
     return b.add(acc, _pairs(b, _maddubs(b, size, signed)))
 
 
+def avx512_window(b: ir.IRBuilder, address: ir.Value, index: ir.Value, n_vectors: int) -> ir.Value:
+    """A permutation of every two registers of the window, and of those what the index's higher bits choose."""
+    kind = vec(F32, 16)
+    table = b.inttoptr(address, kind.as_pointer())
+    found = []
+    for i in range(0, n_vectors, 2):
+        pair = [b.load(b.gep(table, [ir.Constant(I64, i + j)])) for j in (0, 1)]
+        for part in pair:
+            part.align = 4
+        found.append(call(b, "llvm.x86.avx512.vpermi2var.ps.512", kind, pair[0], index, pair[1]))
+    bit = 32
+    while len(found) > 1:
+        high = b.icmp_unsigned("!=", b.and_(index, const(I32, 16, bit)), const(I32, 16, 0))
+        found = [b.select(high, found[i + 1], found[i]) for i in range(0, len(found), 2)]
+        bit *= 2
+    return found[0]
+
+
+def avx512_int4_to_float(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Looked up: the permutation takes the low 4 bits for itself."""
+    table = ir.Constant(vec(F32, 16), [float(i - 16 * (i > 7)) for i in range(16)])
+    return call(b, "llvm.x86.avx512.permvar.sf.512", vec(F32, 16), table, value)
+
+
 AVX2: dict[str, Body] = {
     **both_sizes(
         {
@@ -69,6 +93,7 @@ AVX2: dict[str, Body] = {
             "f16_to_f32": native_f16_to_f32,
         }
     ),
+    **SPARSE,
     "f32_to_f16": native_f32_to_f16,
     **PORTABLE_WORDS,
     "dot_i8_bias": number(0),
@@ -129,4 +154,8 @@ AVX512_VNNI: dict[str, Body] = {
     "high_product_u16": avx512_high_product,
     "digits_i16": avx512_digits,
     "is_wide": number(1),
+    "int4_to_float": avx512_int4_to_float,
+    "window_32": lambda b, address, index: avx512_window(b, address, index, 2),
+    "window_64": lambda b, address, index: avx512_window(b, address, index, 4),
+    "window_128": lambda b, address, index: avx512_window(b, address, index, 8),
 }

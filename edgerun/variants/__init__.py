@@ -1,0 +1,1 @@
+"""Variants: fine-tuned models as small sparse deltas to a base model, chosen per session."""
