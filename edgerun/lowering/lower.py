@@ -361,7 +361,8 @@ class _Lowering:
 
     def _gate(self, node: Any) -> None:
         gate, up = self.values[node.input[0]], self.values[node.input[1]]
-        # No barrier: a thread takes the columns that it wrote itself.
+        if any(self.records[i][Field.CODE] == Op.LINEAR_TERNARY_TRIPLES for i in (*gate.records, *up.records)):
+            self._wait()  # its threads share out blocks of 32 rows; else a thread takes what it wrote itself
         fields = {"X": gate.offset, "UP": up.offset, "X_STRIDE": gate.stride, "N": gate.width}
         self._emit(node.name, GATE[node.op_type], **fields)
         self.values[node.output[0]] = Value(gate.offset, gate.width)

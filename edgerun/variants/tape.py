@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import VariantError
+from edgerun.lowering.lower import ALWAYS
 from edgerun.lowering.tape import Site, Tape
 from edgerun.variants.coding import Coded
 from edgerun.variants.store import Variant
 from edgerun_kernels.record import Field, Flag, Op
 
+_OTHERS_WROTE = (Op.GATHER_COLUMNS, Op.LINEAR_TERNARY_TRIPLES)
+"""Layers whose outputs other threads may have written than those that add to them."""
 Term = tuple[Variant, float]
 
 
@@ -73,8 +76,7 @@ def with_deltas(tape: Tape, terms: Sequence[Term]) -> Tape:
         if added:
             # Threads add to what they wrote themselves, and others wait for the sum.
             added[-1][Field.BARRIER] = op[Field.BARRIER]
-            if op[Field.CODE] != Op.GATHER_COLUMNS:  # of several rows, other threads than these wrote
-                op[Field.BARRIER] = 0
+            op[Field.BARRIER] = ALWAYS if op[Field.CODE] in _OTHERS_WROTE else 0
     return replace(tape, ops=np.ascontiguousarray(np.stack(records)), names=tuple(names), arrays=arrays)
 
 

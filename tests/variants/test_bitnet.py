@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from edgerun import Model
 from edgerun.package.reader import open_package
@@ -16,9 +17,10 @@ from .made import formats, tensors
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, 90, 40)]
 
 
-def test_a_delta_beside_ternary_layers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_delta_beside_ternary_layers(compact: bool, tmp_path: Path) -> None:
     """Prefill and decode agree, and every number of threads gives the same bits."""
-    export(Path(__file__).parents[1] / "data" / "bitnet", tmp_path / "package")
+    export(Path(__file__).parents[1] / "data" / "bitnet", tmp_path / "package", compact=compact)
     package = open_package(tmp_path / "package")
     assert "ternary_columns" in formats(package).values()
     known = package.config.source["fingerprint"]
