@@ -12,6 +12,7 @@ from edgerun.cli.command import command as command_
 from edgerun.cli.command import json_option, option
 from edgerun.cli.progress import ProgressBar
 from edgerun.cli.terminal import human_bytes
+from edgerun.cli.text_input import read_text
 from edgerun.errors import OptionError
 
 METHODS = ("auto", "dare", "darex-q", "darex-q-layers", "magnitude", "wanda", "structural")
@@ -83,7 +84,7 @@ def command(
             drop=drop,
             seed=seed,
             q=q,
-            text=_read(text),
+            text=None if text is None else read_text(text),
             labels=read_examples(labels) if labels else (),
             quality=dict(_measured(entry) for entry in quality),
             bits=int(bits),
@@ -101,15 +102,6 @@ def command(
     )
     for note in report.notes:
         click.echo(f"note: {note}")
-
-
-def _read(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path}: cannot be read as UTF-8 text ({error}); give another file") from error
 
 
 def _measured(entry: str) -> tuple[str, object]:

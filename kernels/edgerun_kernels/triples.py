@@ -6,6 +6,7 @@ are taken in parts, one after the other for all rows, as they lie. Everywhere el
 2 bits and multiplied by ``linear``. Sums are exact integers either way: the same bits as of 2-bit weights.
 """
 
+from .columns import scratch_address
 from .kernel import inner, op_kernel
 from .linear import finish, input_address, n_rows, output_address, ternary_blocks
 from .math import ZERO, share
@@ -19,7 +20,6 @@ from .record import (
     UNIT_COLUMNS,
     UNIT_ROWS,
     Field,
-    Run,
     units_a_part,
 )
 from .simd.ops import (
@@ -46,11 +46,6 @@ MOST_UNITS = 5
 HALF = UNIT_COLUMNS // 3
 tables_memory = stack_memory(1024 * MOST_UNITS_A_PART)
 units_a_part = inner(units_a_part)
-
-
-@inner
-def scratch_address(op, run, tid):
-    return field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
 
 
 @inner

@@ -28,7 +28,7 @@ from .harness import (
     same_bits,
     stride,
 )
-from .weights import run_quantised
+from .weights import run_quantised, two_bits
 
 SHAPES = st.tuples(
     st.integers(1, 9), st.integers(1, 100) | st.integers(250, 800), st.integers(1, 140) | st.integers(1000, 1100)
@@ -39,11 +39,6 @@ SHARES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0)
 
 def random_codes(n: int, k: int, rng: np.random.Generator) -> Array:
     return rng.integers(0, 3, (n, k)).astype(np.uint8)
-
-
-def twin(x: reference.QuantisedRows, codes: Array, d: Array) -> Array:
-    """Of the same matrix in the dense layout: float32 [rows, padded n]."""
-    return reference.linear_ternary(x, layout.pack("ternary", codes, d)["q"], d) + np.float32(0)
 
 
 def run_columns(
@@ -67,7 +62,7 @@ def test_same_bits_as_dense(isa: str, share: float, pattern: str, shape: tuple[i
     rng = np.random.default_rng(seed)
     codes, d = random_codes(n, k, rng), np.array([0.37], np.float32)
     x = reference.quantize_rows(floats(pattern, (rows, k), rng) * (rng.random((rows, k)) < share).astype(np.float32))
-    wanted = twin(x, codes, d)
+    wanted = two_bits(x, codes, d)
     for n_threads in THREADS:
         same_bits(run_columns(isa, x, codes, d, n_threads), wanted)
     row = int(rng.integers(rows))
@@ -81,7 +76,7 @@ def test_the_largest_sums(isa: str, rows: int, code: int) -> None:
     n, k = 20, 70_000
     x = reference.quantize_rows(np.full((rows, k), 127, np.float32))
     codes, d = np.full((n, k), code, np.uint8), np.array([0.5], np.float32)
-    same_bits(run_columns(isa, x, codes, d, 2), twin(x, codes, d))
+    same_bits(run_columns(isa, x, codes, d, 2), two_bits(x, codes, d))
 
 
 @every_isa
@@ -107,7 +102,7 @@ def test_bias_and_residual(isa: str, shape: tuple[int, int, int], seed: int, n_t
     x = reference.quantize_rows(floats("outliers", (rows, k), rng))
     bias, residual = floats("normal", (n,), rng), floats("normal", (rows, n), rng)
     got = run_columns(isa, x, codes, d, n_threads, bias=bias, residual=residual)
-    same_bits(got[:, :n], (twin(x, codes, d)[:, :n] + bias) + residual)
+    same_bits(got[:, :n], (two_bits(x, codes, d)[:, :n] + bias) + residual)
     assert not got[:, n:].any()
 
 
@@ -119,7 +114,7 @@ def test_only_rows_whose_logits_are_wanted(isa: str, n_out: int) -> None:
     codes, d = random_codes(50, 40, rng), np.array([0.37], np.float32)
     x = reference.quantize_rows(floats("normal", (n_out, 40), rng))
     some = run_columns(isa, x, codes, d, 2, flags=Flag.OUT_ROWS, rows=6)
-    same_bits(some[:n_out], twin(x, codes, d))
+    same_bits(some[:n_out], two_bits(x, codes, d))
     assert np.isnan(some[n_out:]).all()
 
 

@@ -14,7 +14,7 @@ from edgerun_kernels import reference
 from edgerun_kernels.record import MOST_UNITS_A_PART, UNIT_COLUMNS, Flag
 
 from .harness import PATTERNS, THREADS, Array, every_isa, examples, floats, same_bits
-from .weights import padded, run_quantised
+from .weights import padded, run_quantised, two_bits
 
 PART = MOST_UNITS_A_PART * UNIT_COLUMNS
 SHAPES = st.tuples(
@@ -25,11 +25,6 @@ SHAPES = st.tuples(
 def codes_of(kind: str, n: int, k: int, rng: np.random.Generator) -> Array:
     made = {"largest": np.full((n, k), 2), "smallest": np.zeros((n, k))}.get(kind, rng.integers(0, 3, (n, k)))
     return made.astype(np.uint8)
-
-
-def twin(x: reference.QuantisedRows, codes: Array, d: Array) -> Array:
-    """Of the same matrix in 2 bits: float32 [rows, padded n]."""
-    return reference.linear_ternary(x, layout.pack("ternary", codes, d)["q"], d) + np.float32(0)
 
 
 def run_triples(
@@ -53,7 +48,7 @@ def test_triples(isa: str, kind: str, pattern: str, shape: tuple[int, int, int],
     rng = np.random.default_rng(seed)
     codes, d = codes_of(kind, n, k, rng), np.array([0.37], np.float32)
     x = reference.quantize_rows(floats(pattern, (rows, k), rng))
-    wanted = twin(x, codes, d)
+    wanted = two_bits(x, codes, d)
     stored = layout.pack("ternary_triples", codes, d)["q"]
     same_bits(reference.linear_ternary(x, stored, d)[:, :n] + np.float32(0), wanted[:, :n])
     for n_threads in THREADS:
@@ -72,7 +67,7 @@ def test_the_largest_sums(isa: str, rows: int, k: int) -> None:
     x[:, k // 2 :] = -127
     ints, d = reference.quantize_rows(x), np.array([0.5], np.float32)
     for codes in (codes_of("largest", n, k, rng), np.where(x[:1] > 0, 2, 0).astype(np.uint8).repeat(n, 0)):
-        same_bits(run_triples(isa, ints, codes, d, 2), twin(ints, codes, d))
+        same_bits(run_triples(isa, ints, codes, d, 2), two_bits(ints, codes, d))
 
 
 @every_isa
@@ -81,7 +76,7 @@ def test_many_rows(isa: str, rows: int) -> None:
     rng = np.random.default_rng(rows)
     codes, d = codes_of("random", 70, 100, rng), np.array([0.37], np.float32)
     x = reference.quantize_rows(floats("normal", (rows, 100), rng))
-    same_bits(run_triples(isa, x, codes, d, 3), twin(x, codes, d))
+    same_bits(run_triples(isa, x, codes, d, 3), two_bits(x, codes, d))
 
 
 @every_isa
@@ -95,7 +90,7 @@ def test_bias_and_residual(isa: str, shape: tuple[int, int, int], seed: int, n_t
     x = reference.quantize_rows(floats("outliers", (rows, k), rng))
     bias, residual = floats("normal", (n,), rng), floats("normal", (rows, n), rng)
     got = run_triples(isa, x, codes, d, n_threads, bias=bias, residual=residual)
-    same_bits(got[:, :n], (twin(x, codes, d)[:, :n] + bias) + residual)
+    same_bits(got[:, :n], (two_bits(x, codes, d)[:, :n] + bias) + residual)
     assert got.shape[1] == padded(n) and not got[:, n:].any()
 
 
@@ -105,5 +100,5 @@ def test_only_rows_whose_logits_are_wanted(isa: str) -> None:
     codes, d = codes_of("random", 50, 40, rng), np.array([0.37], np.float32)
     x = reference.quantize_rows(floats("normal", (1, 40), rng))
     some = run_triples(isa, x, codes, d, 2, flags=Flag.OUT_ROWS, rows=6)
-    same_bits(some[:1], twin(x, codes, d))
+    same_bits(some[:1], two_bits(x, codes, d))
     assert np.isnan(some[1:]).all()

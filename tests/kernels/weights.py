@@ -51,6 +51,11 @@ def trits(kind: str, n: int, k: int, scale: float, rng: np.random.Generator) -> 
     return layout.pack("ternary", codes.astype(np.uint8), np.array([scale], np.float32))
 
 
+def two_bits(x: reference.QuantisedRows, codes: Array, d: Array) -> Array:
+    """The twin's outputs of ternary codes stored in 2 bits, to compare other layouts with: float32 [rows, padded n]."""
+    return reference.linear_ternary(x, layout.pack("ternary", codes, d)["q"], d) + np.float32(0)
+
+
 def padded(n: int) -> int:
     return -(-n // layout.ROWS) * layout.ROWS
 

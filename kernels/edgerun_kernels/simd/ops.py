@@ -111,28 +111,21 @@ load_i32x16, store_i32x16 = _load(i32x16, i32x16.llvm, 4), _store(i32x16, i32x16
 load_f32x16, store_f32x16 = _load(f32x16, f32x16.llvm, 4), _store(f32x16, f32x16.llvm, 4)
 
 
-@intrinsic
-def load_i8x16(typingctx, address):
-    """16 signed bytes as i32x16."""
+def _load_bytes(widen: str) -> Any:
+    @intrinsic
+    def load(typingctx, address):
+        def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            stored = b.load(b.inttoptr(args[0], ir.VectorType(I8, 16).as_pointer()))
+            stored.align = 1
+            return getattr(b, widen)(stored, i32x16.llvm)
 
-    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        stored = b.load(b.inttoptr(args[0], ir.VectorType(I8, 16).as_pointer()))
-        stored.align = 1
-        return b.sext(stored, i32x16.llvm)
+        return i32x16(types.int64), codegen
 
-    return i32x16(types.int64), codegen
+    return load
 
 
-@intrinsic
-def load_u8x16(typingctx, address):
-    """16 unsigned bytes as i32x16."""
-
-    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        stored = b.load(b.inttoptr(args[0], ir.VectorType(I8, 16).as_pointer()))
-        stored.align = 1
-        return b.zext(stored, i32x16.llvm)
-
-    return i32x16(types.int64), codegen
+load_i8x16, load_u8x16 = _load_bytes("sext"), _load_bytes("zext")
+"""16 signed or unsigned bytes as i32x16."""
 
 
 @intrinsic

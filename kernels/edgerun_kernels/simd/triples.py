@@ -11,8 +11,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .named import I16, NAMED, PREFIX
-from .ops import declare, load_at, splat_value
+from .named import I16
+from .ops import call_named, load_at, splat_value
 from .types import i16x32, i32x16
 
 LINES, CODES = 5, 16
@@ -24,13 +24,9 @@ def _const(kind: ir.VectorType, *values: int) -> ir.Constant:
     return ir.Constant(kind, list(values) * (kind.count // len(values)))
 
 
-def _named(b: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
-    return b.call(declare(b, PREFIX + name, *NAMED[name]), args)
-
-
 def _shifted(b: ir.IRBuilder, words: ir.Value, by: int) -> ir.Value:
     """Words shifted right, as products: shifts would wait for the units that look up (on Zen 4 a sixth slower)."""
-    return _named(b, "high_product_u16", words, _const(WORDS, 1 << 16 - by))
+    return call_named(b, "high_product_u16", 16, words, _const(WORDS, 1 << 16 - by))
 
 
 def _codes(b: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
@@ -65,7 +61,7 @@ def add_unit(typingctx, sums, address, tables):
     def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         total = args[0]
         for i, code in enumerate(_codes(b, args[1])):
-            total = b.add(total, _named(b, "lookup_i16", load_at(b, args[2], 64 * i, WORDS, 64), code))
+            total = b.add(total, call_named(b, "lookup_i16", 16, load_at(b, args[2], 64 * i, WORDS, 64), code))
         return total
 
     return i16x32(i16x32, types.int64, types.int64), codegen
@@ -89,7 +85,9 @@ def expand_unit(typingctx, address, first, second):
         def right(value: ir.Value, by: int) -> ir.Value:
             return b.lshr(value, _const(value.type, by))
 
-        digits = [_named(b, "digits_i16", code) for code in _codes(b, args[0])]  # t0, and t2 four bits, t1 eight higher
+        digits = [
+            call_named(b, "digits_i16", 16, code) for code in _codes(b, args[0])
+        ]  # t0, and t2 four bits, t1 eight higher
         one, two, three = [], [], []  # of each half group, byte j of a row: columns j, j + 4, j + 8, j + 12
         for j in range(4):
             low = b.or_(digits[j], left(digits[j + 4], 2))
