@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.attention.spec import FULL, parse
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.lowering import lower
 from edgerun.lowering.lower import CacheType, Compute
@@ -51,6 +52,7 @@ def load(
     compute: Compute = "mixed",
     cache: CacheType = "f16",
     variant: str | os.PathLike[str] | None = None,
+    attention: str | None = None,
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
 
@@ -60,12 +62,20 @@ def load(
     a group holds outliers (nearer to exact than other runtimes' 8 bits); "int16" all to 16 (as good as exact), "int8"
     all to 8; "float32" does not quantise them (slow; for comparisons).
     cache: element type of keys and values: "f16"; "q8", half as large and a little less exact; "f32".
-    variant: what sessions run that name none themselves; see ``Model.session``.
+    variant, attention: what sessions run that name none themselves; see ``Model.session``.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
     from edgerun.hub import resolve
 
-    return Model(resolve(model), threads=threads, context=context, compute=compute, cache=cache, variant=variant)
+    return Model(
+        resolve(model),
+        threads=threads,
+        context=context,
+        compute=compute,
+        cache=cache,
+        variant=variant,
+        attention=attention,
+    )
 
 
 class Model:
@@ -80,6 +90,7 @@ class Model:
         compute: Compute = "mixed",
         cache: CacheType = "f16",
         variant: str | os.PathLike[str] | None = None,
+        attention: str | None = None,
     ) -> None:
         _check_choice("compute", compute, get_args(Compute))
         _check_choice("cache", cache, get_args(CacheType))
@@ -108,6 +119,8 @@ class Model:
         """The variants that were used, mapped and ready; see ``Variants``."""
         self.variant = "none" if variant is None else os.fspath(variant)
         self.variants.tape(self.variant)
+        self.attention = FULL if attention is None else attention
+        parse(self.attention, self.package.config)
         _return_memory()
         self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
         self._rope = RotaryTable(self.tape.inv_freq)
@@ -118,16 +131,23 @@ class Model:
         self._team = Team(self.kernels, self.threads)
         self._closed = False
 
-    def session(self, variant: str | os.PathLike[str] | None = None) -> Session:
+    def session(self, variant: str | os.PathLike[str] | None = None, attention: str | None = None) -> Session:
         """A new, empty session.
 
         variant: a fine-tuned variant of this model: a name (``edgerun variant list``), a variant file, or a sum of
         several with weights, "a:0.5+b:0.5"; "none" for the model as it is. Default: the model's own default. Sessions
-        with different variants run side by side. Raises VariantError.
+        with different variants run side by side.
+        attention: "full" is exact; a policy leaves out what matters little, as ``edgerun.attention`` says:
+        "deltallm:theta=0.5", "delta:budget=512", or both joined by "+". Default: the model's own default.
+        Raises VariantError, OptionError.
         """
         from edgerun.session import Session
 
-        return Session(self, self.variant if variant is None else variant)
+        return Session(
+            self,
+            self.variant if variant is None else variant,
+            parse(self.attention if attention is None else attention, self.package.config),
+        )
 
     def generate(
         self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any

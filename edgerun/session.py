@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.attention.spec import Attention
 from edgerun.errors import ContextError, EdgerunError, OptionError
 from edgerun.generate import Generation
 from edgerun.text.options import SamplingOptions
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 class Session:
     """One cache of one model. Sessions of a model may be used from several threads; one session, from one at a time."""
 
-    def __init__(self, model: Model, variant: str | os.PathLike[str] = "none") -> None:
+    def __init__(
+        self, model: Model, variant: str | os.PathLike[str] = "none", attention: Attention | None = None
+    ) -> None:
         self.model = model
         self.variant = os.fspath(variant)
         """What it runs, as ``Model.session`` takes it; "none" is the model as it is. To be changed by ``use``."""
+        self.attention = attention or Attention()
+        """What its attention leaves out."""
         self.tape = model.variants.tape(self.variant)
         self._tokens: list[int] = []
         self._pages: list[NDArray[np.uint8]] = []

@@ -27,6 +27,7 @@ class RuntimeOptions:
     compute: Literal["mixed", "int16", "int8", "float32"]
     cache: Literal["f16", "q8", "f32"]
     variant: str | None = None
+    attention: str | None = None
 
     def load(self, model: str) -> Model:
         """Finds the model (fetching and exporting it under a progress bar, if it must be) and loads it."""
@@ -41,6 +42,7 @@ class RuntimeOptions:
             compute=self.compute,
             cache=self.cache,
             variant=self.variant,
+            attention=self.attention,
         )
 
 
@@ -94,17 +96,30 @@ variant_option = _machine(
     help="Fine-tuned variant of the model: a name, a file, or a sum such as a:0.5+b:0.5.  [default: none]",
 )
 
+attention_option = _machine(
+    "--attention",
+    metavar="SPEC",
+    help="What attention leaves out: full (nothing), deltallm:theta=X, delta:budget=TOKENS, or both joined by +.  "
+    "[default: full]",
+)
+
 
 def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the machine's options; the command gets them as one argument, `runtime`."""
 
     @wraps(function)
     def bundle(
-        threads: int | None, context: int | None, compute: Any, cache: Any, variant: str | None, **others: Any
+        threads: int | None,
+        context: int | None,
+        compute: Any,
+        cache: Any,
+        variant: str | None,
+        attention: str | None,
+        **others: Any,
     ) -> Any:
-        return function(runtime=RuntimeOptions(threads, context, compute, cache, variant), **others)
+        return function(runtime=RuntimeOptions(threads, context, compute, cache, variant, attention), **others)
 
-    return threads_option(context_option(compute_option(cache_option(variant_option(bundle)))))
+    return threads_option(context_option(compute_option(cache_option(variant_option(attention_option(bundle))))))
 
 
 _SAMPLING_OPTIONS = (
