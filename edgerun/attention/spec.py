@@ -1,4 +1,4 @@
-"""What a user writes for an attention policy: "full", "deltallm:theta=0.5,window=128", "delta:budget=512,select=2/8/14/20",
+"""What a user writes for an attention policy: "full", "deltallm:theta=0.5,window=128", "delta:budget=512,select=2/8",
 or both, joined by "+": DELTA choosing pages in its sparse layers, DeltaLLM's runs in all others."""
 
 from __future__ import annotations
