@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgerun.attention.state import Attended, RunCount
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.progress import Progress, silent
 
@@ -108,7 +109,7 @@ class ModelScorer:
     def __init__(self, model: Model, attention: str | None = None) -> None:
         self._model = model
         self._session = model.session(attention=attention)
-        self._read = self._exact = 0
+        self._read = self._exact = self._kept = self._all = 0
 
     @property
     def bos_id(self) -> int | None:
@@ -120,7 +121,13 @@ class ModelScorer:
     @property
     def attention_sparsity(self) -> float:
         """The share of keys, over layers and heads, that were left unread for the tokens scored so far; 0 if none."""
-        return 1 - self._read / self._exact if self._exact else 0.0
+        return Attended(self._read, self._exact).sparsity
+
+    @property
+    def sparsity_outside_window(self) -> float | None:
+        """The share of keys (of the form "element": of their elements) that DeltaLLM dropped of those behind its
+        window at the end of every text scored so far; None without DeltaLLM."""
+        return None if self._session.attention.deltallm is None else RunCount(self._kept, self._all).sparsity
 
     def score(self, tokens: Sequence[int], first: int) -> Iterator[Logits]:
         session = self._session
@@ -128,12 +135,11 @@ class ModelScorer:
         if first:
             session.prefill(tokens[:first])
         before = session.attended
-        if session.attention.delta is None:
-            yield from session.score(tokens[first:], chunk=CHUNK)
-        else:
-            yield from gathered(session.score(tokens[first:], chunk=1))
+        yield from gathered(session.score(tokens[first:], chunk=CHUNK if session.attention.delta is None else 1))
         self._read += session.attended.read - before.read
         self._exact += session.attended.exact - before.exact
+        self._kept += session.runs.kept
+        self._all += session.runs.all
 
     def __enter__(self) -> ModelScorer:
         return self
@@ -227,15 +233,15 @@ def standard_error(values: npt.ArrayLike) -> float:
 
 
 def gathered(parts: Iterable[Logits]) -> Iterator[Logits]:
-    """Arrays [m, vocab] that are valid one at a time, as arrays of CHUNK rows (the last of fewer)."""
+    """Arrays [m, vocab] that are valid one at a time, as arrays of CHUNK rows, the last of fewer."""
     rows: list[Logits] = []
     for part in parts:
-        rows.append(part.copy())
-        if len(rows) == CHUNK:
-            yield np.concatenate(rows)
-            rows = []
+        rows += part.copy()
+        while len(rows) >= CHUNK:
+            yield np.stack(rows[:CHUNK])
+            del rows[:CHUNK]
     if rows:
-        yield np.concatenate(rows)
+        yield np.stack(rows)
 
 
 def _matching(theirs: Iterator[Logits], shape: tuple[int, ...]) -> Logits:

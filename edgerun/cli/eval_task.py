@@ -165,7 +165,7 @@ def _print(found: dict[str, Score], count: int, against: str | None, sparsity: f
             )
         click.echo(line)
     if sparsity:
-        click.echo(f"keys left out   {sparsity:.2%}")
+        click.echo(f"keys not read   {sparsity:.2%}")
 
 
 def _print_cells(cells: list[Cell]) -> None:

@@ -50,7 +50,7 @@ def run(
                     "compared; give a model with the same tokenizer"
                 )
             result = evaluate(scorer, ids[:tokens], window=window, reference=other, progress=progress)
-        sparsity = scorer.attention_sparsity
+        sparsity, outside = scorer.attention_sparsity, scorer.sparsity_outside_window
     if plot is not None:
         plots.by_position(plot, result, f"{model}, attention {runtime.attention or FULL}", against)
     if as_json:
@@ -64,10 +64,11 @@ def run(
             "kl_stderr": result.kl_stderr,
             "top1_agreement": result.top1_agreement,
             "attention_sparsity": sparsity,
+            "sparsity_outside_window": outside,
         }
         click.echo(json.dumps(described(model, runtime, against) | figures))
     else:
-        _print(result, against, sparsity)
+        _print(result, against, sparsity, outside)
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def _scorer(against: str | None, folder: Path, model: Model, runtime: RuntimeOpt
             yield ModelScorer(other, FULL)
 
 
-def _print(result: Evaluation, against: str | None, sparsity: float) -> None:
+def _print(result: Evaluation, against: str | None, sparsity: float, outside: float | None) -> None:
     click.echo(f"tokens scored    {result.tokens}")
     click.echo(f"perplexity       {result.perplexity:.4f} ± {result.perplexity_stderr:.4f}")
     if result.kl_mean is not None:
@@ -93,4 +94,6 @@ def _print(result: Evaluation, against: str | None, sparsity: float) -> None:
         click.echo(f"mean KL          {result.kl_mean:.6f} ± {result.kl_stderr:.6f} nats")
         click.echo(f"top-1 agreement  {result.top1_agreement:.2%}")
     if sparsity:
-        click.echo(f"keys left out    {sparsity:.2%}")
+        click.echo(f"keys not read    {sparsity:.2%}")
+    if outside is not None:
+        click.echo(f"keys not kept    {outside:.2%} of those behind the window")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.attention.state import Attended
 from edgerun.evaluate import CHUNK, F64, log_softmax
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class SessionReader:
     @property
     def attention_sparsity(self) -> float:
         """The share of keys, over layers and heads, that were left unread for questions and answers so far."""
-        return 1 - self._read / self._exact if self._exact else 0.0
+        return Attended(self._read, self._exact).sparsity
 
     def likelihoods(self, prompt: Prompt, answers: Sequence[str]) -> list[Likelihood]:
         text = prompt.context + prompt.question
@@ -68,7 +69,8 @@ class SessionReader:
         for answer in answers:
             # Where the prompt's last token and the answer merge, it is cut as lm-evaluation-harness cuts it.
             ids = self._tokenizer.encode(text + answer)[n:]
-            self._session.rewind(end)
+            if self._session.rewind(end) < end and self._stepwise:
+                self._ask(prompt)  # what was decoded is not to be prefilled
             log_p = np.concatenate([first, *self._after(ids[:-1])])[: len(ids)]
             chosen = log_p[np.arange(len(ids)), ids]
             greedy = bool((log_p.max(axis=1) == chosen).all())
