@@ -67,6 +67,7 @@ def main() -> None:
     results = Results(HERE / "attention.json")
     text = args.text.read_text("utf-8")
     lengths, depths = ([int(n) for n in some.split(",")] for some in (args.lengths, args.depths))
+    known: dict[str, Any] = {}  # what full attention gives, which all policies are compared with
     with edgerun.load(args.model, threads=args.threads) as model:
         for spec in args.specs:
             about = {"model": args.model, "attention": spec}
@@ -75,11 +76,13 @@ def main() -> None:
                 results.measure(cell, lambda s=spec: distance(model, s, text, args.context, args.windows))
             if "needle" in wanted:
                 cell = about | {"kind": "needle", "lengths": lengths, "repeat": args.repeat}
-                results.measure(cell, lambda s=spec: needles(model, s, text, lengths, args.repeat))
+                results.measure(cell, lambda s=spec: needles(model, s, known, text, lengths, args.repeat))
             for kind, name, shots in (("choice", "boolq", 2), ("choice", "piqa", 8), ("qa", "narrativeqa", 0)):
                 if kind in wanted:
                     cell = about | {"kind": kind, "data": name, "questions": args.questions, "shots": shots}
-                    results.measure(cell, lambda s=spec, n=name, k=shots: questions(model, s, n, args.questions, k))
+                    results.measure(
+                        cell, lambda s=spec, n=name, k=shots: questions(model, s, known, n, args.questions, k)
+                    )
         if "speed" in wanted:
             for depth in depths:
                 cell = {"model": args.model, "kind": "speed", "depth": depth, "specs": [FULL, *args.specs]}
@@ -106,9 +109,11 @@ def distance(model: Model, spec: str, text: str, context: int, windows: int) -> 
     }
 
 
-def needles(model: Model, spec: str, text: str, lengths: list[int], repeat: int) -> dict[str, Any]:
+def needles(
+    model: Model, spec: str, known: dict[str, Any], text: str, lengths: list[int], repeat: int
+) -> dict[str, Any]:
     hidden = needle.needles(model.tokenizer, text, lengths, needle.even_depths(5), repeat, model.context)
-    ours, theirs, sparsity = paired(model, spec, lambda reader: needle.measure(reader, hidden))
+    ours, theirs, sparsity = paired(model, spec, known, "needle", lambda reader: needle.measure(reader, hidden))
     found = theirs["found"] > 0
     return summary(ours, theirs, sparsity) | {
         "needles": len(hidden),
@@ -118,18 +123,23 @@ def needles(model: Model, spec: str, text: str, lengths: list[int], repeat: int)
     }
 
 
-def questions(model: Model, spec: str, name: str, count: int, shots: int) -> dict[str, Any]:
+def questions(model: Model, spec: str, known: dict[str, Any], name: str, count: int, shots: int) -> dict[str, Any]:
     path = samples.fetch(name)
     if samples.SAMPLES[name].task == "choice":
         choices = choice.asked(choice.load(path), count, shots)
-        return summary(*paired(model, spec, lambda reader: choice.measure(reader, choices)))
+        return summary(*paired(model, spec, known, name, lambda reader: choice.measure(reader, choices)))
     asked = qa.asked(qa.load(path), count, shots)
-    return summary(*paired(model, spec, lambda reader: qa.measure(reader, asked)))
+    return summary(*paired(model, spec, known, name, lambda reader: qa.measure(reader, asked)))
 
 
-def paired(model: Model, spec: str, measure: Callable[[SessionReader], Any]) -> tuple[Any, Any, float]:
+def paired(
+    model: Model, spec: str, known: dict[str, Any], name: str, measure: Callable[[SessionReader], Any]
+) -> tuple[Any, Any, float]:
+    """What the policy gives, what full attention gives, and the policy's sparsity."""
+    if name not in known:
+        known[name] = measure(SessionReader(model, FULL))
     reader = SessionReader(model, spec)
-    return measure(reader), measure(SessionReader(model, FULL)), reader.attention_sparsity
+    return measure(reader), known[name], reader.attention_sparsity
 
 
 def summary(ours: Any, theirs: Any, sparsity: float) -> dict[str, Any]:

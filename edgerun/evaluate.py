@@ -236,7 +236,7 @@ def gathered(parts: Iterable[Logits]) -> Iterator[Logits]:
     """Arrays [m, vocab] that are valid one at a time, as arrays of CHUNK rows, the last of fewer."""
     rows: list[Logits] = []
     for part in parts:
-        rows += part.copy()
+        rows.extend(part.copy())
         while len(rows) >= CHUNK:
             yield np.stack(rows[:CHUNK])
             del rows[:CHUNK]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgerun.cli.main import main
+from tests.exporters.made import random_model, save
 from tests.tasks.made import lines
 
 from .test_packages import PROSE, report
@@ -14,6 +15,17 @@ from .test_packages import PROSE, report
 CITIES = {"question": "Where is the tower?", "choices": ["in Rome", "in Paris"], "answer": 1}
 BOOLQ = {"passage": PROSE[:75], "question": "was it cold", "answer": True}
 ANN = {"passage": "Ann went to Rome.", "question": "Who went?", "answers": ["Ann"]}
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package whose second layer attends to what the first chooses."""
+    from edgerun_exporters import export
+
+    folder = tmp_path_factory.mktemp("two")
+    save(random_model(max_position_embeddings=512, vocab_size=300), folder / "checkpoint")
+    export(folder / "checkpoint", folder / "package")
+    return folder / "package"
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -89,3 +101,27 @@ def test_options_that_do_not_fit(package: Path, tmp_path: Path, capsys: pytest.C
     assert "no policy 'sparse'" in failure(
         capsys, "eval", package, "--task", "qa", "--data", data, "--attention", "sparse"
     )
+
+
+def test_text_with_policies(two_layers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "prose.txt"
+    text.write_text(PROSE)
+    asked = ("--text", text, "--context", "400", "--tokens", "400", "--against", "full")
+    exact = report(capsys, "eval", two_layers, *asked, "--attention", "deltallm:theta=0")
+    assert exact["kl_mean"] < 1e-9 and exact["sparsity_outside_window"] == 0
+    runs = report(capsys, "eval", two_layers, *asked, "--attention", "deltallm:theta=9,window=1")
+    assert runs["kl_mean"] > 1e-9 and runs["sparsity_outside_window"] > 0.9 and 0 < runs["attention_sparsity"] < 1
+    pages = report(capsys, "eval", two_layers, *asked, "--attention", "delta:budget=32,recent=16,select=0,full=0")
+    assert pages["kl_mean"] > 1e-9 and pages["sparsity_outside_window"] is None and pages["attention_sparsity"] > 0.2
+    assert main(["eval", str(two_layers), *map(str, asked), "--attention", "deltallm:theta=9,window=1"]) == 0
+    out = capsys.readouterr().out
+    assert "keys not read" in out and "of those behind the window" in out
+
+
+def test_tasks_with_policies(two_layers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = lines(tmp_path / "a.jsonl", [ANN | {"passage": PROSE[:300]}, ANN])
+    asked = ("--task", "qa", "--data", data, "--against", "full")
+    for policy in ("delta:budget=32,recent=16,select=0,full=0", "deltallm:theta=9,window=1"):
+        found = report(capsys, "eval", two_layers, *asked, "--attention", policy)
+        assert found["attention"] == policy and found["attention_sparsity"] > 0
+        assert found["metrics"]["logprob"]["difference"] != 0

@@ -29,7 +29,7 @@ def test_where_they_lie(tokenizer: Tokenizer) -> None:
     for each in hidden:
         before, after = each.prompt.context.split(needle.NEEDLE.format(each.number))
         here, whole = len(tokenizer.encode(before)), len(tokenizer.encode(each.prompt.context))
-        assert abs(here - each.depth * each.length) <= 20  # a sentence has fewer tokens
+        assert abs(here - each.depth * each.length) <= 25  # about a sentence
         assert before.endswith(".") or "." not in before  # where no sentence has ended yet
         assert whole + len(tokenizer.encode(needle.QUESTION)) + needle.ANSWER <= 1000
         assert needle.NEEDLE.strip()[:10] not in after
