@@ -67,7 +67,7 @@ def main() -> None:
     results = Results(HERE / "attention.json")
     text = args.text.read_text("utf-8")
     lengths, depths = ([int(n) for n in some.split(",")] for some in (args.lengths, args.depths))
-    known: dict[str, Any] = {}  # what full attention gives, which all policies are compared with
+    known: dict[Any, Any] = {}  # what full attention gives, which all policies are compared with
     with edgerun.load(args.model, threads=args.threads) as model:
         for spec in args.specs:
             about = {"model": args.model, "attention": spec}
@@ -95,8 +95,9 @@ def distance(model: Model, spec: str, text: str, context: int, windows: int) -> 
     """KL and perplexity in the second halves of `windows` windows of `context` tokens."""
     scorer = ModelScorer(model, spec)
     tokens = scorer.encode(text)[: context * windows]
+    reference = ModelScorer(model, FULL, stepwise=scorer.stepwise)
     with ProgressBar() as progress:
-        result = evaluate(scorer, tokens, window=context, reference=ModelScorer(model, FULL), progress=progress)
+        result = evaluate(scorer, tokens, window=context, reference=reference, progress=progress)
     return {
         "tokens": result.tokens,
         "kl_mean": result.kl_mean,
@@ -110,7 +111,7 @@ def distance(model: Model, spec: str, text: str, context: int, windows: int) -> 
 
 
 def needles(
-    model: Model, spec: str, known: dict[str, Any], text: str, lengths: list[int], repeat: int
+    model: Model, spec: str, known: dict[Any, Any], text: str, lengths: list[int], repeat: int
 ) -> dict[str, Any]:
     hidden = needle.needles(model.tokenizer, text, lengths, needle.even_depths(5), repeat, model.context)
     ours, theirs, sparsity = paired(model, spec, known, "needle", lambda reader: needle.measure(reader, hidden))
@@ -123,7 +124,7 @@ def needles(
     }
 
 
-def questions(model: Model, spec: str, known: dict[str, Any], name: str, count: int, shots: int) -> dict[str, Any]:
+def questions(model: Model, spec: str, known: dict[Any, Any], name: str, count: int, shots: int) -> dict[str, Any]:
     path = samples.fetch(name)
     if samples.SAMPLES[name].task == "choice":
         choices = choice.asked(choice.load(path), count, shots)
@@ -133,13 +134,14 @@ def questions(model: Model, spec: str, known: dict[str, Any], name: str, count: 
 
 
 def paired(
-    model: Model, spec: str, known: dict[str, Any], name: str, measure: Callable[[SessionReader], Any]
+    model: Model, spec: str, known: dict[Any, Any], name: str, measure: Callable[[SessionReader], Any]
 ) -> tuple[Any, Any, float]:
     """What the policy gives, what full attention gives, and the policy's sparsity."""
-    if name not in known:
-        known[name] = measure(SessionReader(model, FULL))
     reader = SessionReader(model, spec)
-    return measure(reader), known[name], reader.attention_sparsity
+    key = name, reader.stepwise
+    if key not in known:
+        known[key] = measure(SessionReader(model, FULL, stepwise=reader.stepwise))
+    return measure(reader), known[key], reader.attention_sparsity
 
 
 def summary(ours: Any, theirs: Any, sparsity: float) -> dict[str, Any]:

@@ -104,11 +104,14 @@ class ModelScorer:
     """Scores with a loaded model, which it closes at the end if used in a `with` statement.
 
     attention: the policy, as `Model.session` takes it; default: the model's own default.
+    stepwise: whether what is scored is decoded token by token; default: if the policy asks for that. Decoding rounds
+    otherwise than prefill: who wants to see the policy alone scores the reference the same way.
     """
 
-    def __init__(self, model: Model, attention: str | None = None) -> None:
+    def __init__(self, model: Model, attention: str | None = None, *, stepwise: bool | None = None) -> None:
         self._model = model
         self._session = model.session(attention=attention)
+        self.stepwise = self._session.attention.delta is not None if stepwise is None else stepwise
         self._read = self._exact = self._kept = self._all = 0
 
     @property
@@ -135,7 +138,7 @@ class ModelScorer:
         if first:
             session.prefill(tokens[:first])
         before = session.attended
-        yield from gathered(session.score(tokens[first:], chunk=CHUNK if session.attention.delta is None else 1))
+        yield from gathered(session.score(tokens[first:], chunk=1 if self.stepwise else CHUNK))
         self._read += session.attended.read - before.read
         self._exact += session.attended.exact - before.exact
         self._kept += session.runs.kept

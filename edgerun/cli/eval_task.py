@@ -132,7 +132,7 @@ def _measured(
         if other is None:
             return ours, None, reader.attention_sparsity
         with ProgressBar() as progress:
-            theirs = measure(SessionReader(other, FULL), progress)
+            theirs = measure(SessionReader(other, FULL, stepwise=reader.stepwise and against == "full"), progress)
     return ours, theirs, reader.attention_sparsity
 
 

@@ -43,7 +43,7 @@ def run(
     with runtime.load(str(folder)) as loaded:
         scorer = ModelScorer(loaded)
         ids = scorer.encode(content)
-        with _scorer(against, folder, loaded, runtime) as other, ProgressBar() as progress:
+        with _scorer(against, folder, loaded, runtime, scorer.stepwise) as other, ProgressBar() as progress:
             if other is not None and other.encode(content) != ids:
                 raise EdgerunError(
                     f"{model} and {against} split the text into different tokens, so their predictions can't be "
@@ -72,7 +72,9 @@ def run(
 
 
 @contextmanager
-def _scorer(against: str | None, folder: Path, model: Model, runtime: RuntimeOptions) -> Iterator[Scorer | None]:
+def _scorer(
+    against: str | None, folder: Path, model: Model, runtime: RuntimeOptions, stepwise: bool
+) -> Iterator[Scorer | None]:
     from edgerun.evaluate import ModelScorer
 
     if against is None:
@@ -83,7 +85,7 @@ def _scorer(against: str | None, folder: Path, model: Model, runtime: RuntimeOpt
         yield OnnxruntimeScorer(folder, model.tokenizer, threads=model.threads)
     else:
         with reference(against, folder, model, runtime) as other:
-            yield ModelScorer(other, FULL)
+            yield ModelScorer(other, FULL, stepwise=stepwise and against == "full")
 
 
 def _print(result: Evaluation, against: str | None, sparsity: float, outside: float | None) -> None:

@@ -46,12 +46,16 @@ class Reader(Protocol):
 
 
 class SessionReader:
-    """Reads with a session. attention: the policy, as `Model.session` takes it; default: the model's own default."""
+    """Reads with a session.
 
-    def __init__(self, model: Model, attention: str | None = None) -> None:
+    attention: the policy, as `Model.session` takes it; default: the model's own default. stepwise: whether questions
+    and answers are decoded token by token, as `ModelScorer` has it.
+    """
+
+    def __init__(self, model: Model, attention: str | None = None, *, stepwise: bool | None = None) -> None:
         self._tokenizer = model.tokenizer
         self._session = model.session(attention=attention)
-        self._stepwise = self._session.attention.delta is not None
+        self.stepwise = self._session.attention.delta is not None if stepwise is None else stepwise
         self._prefilled = 0
         self._read = self._exact = 0
 
@@ -69,7 +73,7 @@ class SessionReader:
         for answer in answers:
             # Where the prompt's last token and the answer merge, it is cut as lm-evaluation-harness cuts it.
             ids = self._tokenizer.encode(text + answer)[n:]
-            if self._session.rewind(end) < end and self._stepwise:
+            if self._session.rewind(end) < end and self.stepwise:
                 self._ask(prompt)  # what was decoded is not to be prefilled
             log_p = np.concatenate([first, *self._after(ids[:-1])])[: len(ids)]
             chosen = log_p[np.arange(len(ids)), ids]
@@ -105,7 +109,7 @@ class SessionReader:
     def _last(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens of a question or an answer; the logits [vocab] behind the last."""
         with self._counted():
-            if not self._stepwise:
+            if not self.stepwise:
                 return self._session.prefill(ids)
             for token_id in ids:
                 logits = self._session.decode(token_id)
@@ -114,7 +118,7 @@ class SessionReader:
     def _after(self, ids: Sequence[int]) -> list[F64]:
         """Appends tokens of an answer; log-probabilities behind each, in arrays [m, vocab]."""
         with self._counted():
-            parts = self._session.score(ids, chunk=1 if self._stepwise else CHUNK) if ids else ()
+            parts = self._session.score(ids, chunk=1 if self.stepwise else CHUNK) if ids else ()
             return [log_softmax(part) for part in parts]
 
     @contextmanager

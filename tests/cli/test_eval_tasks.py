@@ -111,6 +111,8 @@ def test_text_with_policies(two_layers: Path, tmp_path: Path, capsys: pytest.Cap
     assert exact["kl_mean"] < 1e-9 and exact["sparsity_outside_window"] == 0
     runs = report(capsys, "eval", two_layers, *asked, "--attention", "deltallm:theta=9,window=1")
     assert runs["kl_mean"] > 1e-9 and runs["sparsity_outside_window"] > 0.9 and 0 < runs["attention_sparsity"] < 1
+    everything = report(capsys, "eval", two_layers, *asked, "--attention", "delta:budget=512,select=0,full=0")
+    assert everything["kl_mean"] == 0 == everything["attention_sparsity"]
     pages = report(capsys, "eval", two_layers, *asked, "--attention", "delta:budget=32,recent=16,select=0,full=0")
     assert pages["kl_mean"] > 1e-9 and pages["sparsity_outside_window"] is None and pages["attention_sparsity"] > 0.2
     assert main(["eval", str(two_layers), *map(str, asked), "--attention", "deltallm:theta=9,window=1"]) == 0
