@@ -57,7 +57,7 @@ def by_position(path: Path, result: Evaluation, title: str, against: str | None)
 
 def needles(path: Path, cells: Sequence[Cell], title: str, against: str | None) -> None:
     """The share of needles found, by length and depth; beside it the reference's, if there is one."""
-    panels = [(title, {(cell.length, cell.depth): cell.found for cell in cells})]
+    panels = [("as measured", {(cell.length, cell.depth): cell.found for cell in cells})]
     if against is not None:
         shares = {(cell.length, cell.depth): cell.against or 0.0 for cell in cells}
         panels.insert(0, (f"compared with: {against}", shares))
@@ -68,13 +68,16 @@ def needles(path: Path, cells: Sequence[Cell], title: str, against: str | None) 
         figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True)
         for axis, (name, shares) in zip(axes[0], panels, strict=True):
             table = np.array([[shares[length, depth] for length in lengths] for depth in depths])
-            image = axis.imshow(table, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+            image = axis.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto")
             for (row, column), share in np.ndenumerate(table):
-                axis.text(column, row, f"{share:.0%}", ha="center", va="center", color="black")
+                axis.text(
+                    column, row, f"{share:.0%}", ha="center", va="center", color="white" if share < 0.6 else "black"
+                )
             axis.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
             axis.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
             axis.set_xlabel("length of the text (tokens)")
-            axis.set_title(name, wrap=True)
+            axis.set_title(name)
+        figure.suptitle(title, wrap=True)
         axes[0][0].set_ylabel("depth of the needle")
         figure.colorbar(image, ax=axes, label="share of needles found", format=lambda share, _: f"{share:.0%}")
         _save(figure, path)
@@ -94,15 +97,20 @@ def curves(
     plt = _pyplot()
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-        for name, points in series.items():
+        for i, (name, points) in enumerate(series.items()):
             xs, ys = zip(*points, strict=True)
-            axis.plot(xs, ys, marker="o", markersize=4, label=name)
+            (line,) = axis.plot(xs, ys, marker="o", markersize=4, label=name)
             for place, word in zip(points, (marks or {}).get(name, ()), strict=False):
-                axis.annotate(word, place, xytext=(5, 5), textcoords="offset points", fontsize=8)
+                # Series in turn above and below their points, so that neighbours can be read.
+                side = {"xytext": (0, -14 if i % 2 else 6), "textcoords": "offset points", "ha": "center"}
+                axis.annotate(word, place, fontsize=8, color=line.get_color(), **side)
         if log_y:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.margins(x=0.15, y=0.15)
         else:
             axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set(xlabel=x, ylabel=y)
         axis.set_title(title, wrap=True)
         if len(series) > 1:
