@@ -54,18 +54,25 @@ def needle(
             lambda reader, progress: task.measure(reader, hidden, progress), folder, loaded, runtime, against
         )
     cells = task.cells(hidden, ours["found"], None if theirs is None else theirs["found"])
-    kept = None if theirs is None or not theirs["found"].any() else float(ours["found"][theirs["found"] > 0].mean())
+    again = ours["found"] if theirs is None else ours["found"][theirs["found"] > 0]
+    kept = None if theirs is None or not len(again) else float(again.mean())
     if plot is not None:
         plots.needles(plot, cells, f"{model}, attention {runtime.attention or FULL}", against)
     found = _scores(ours, theirs)
     if as_json:
-        figures = {"task": "needle", "needles": len(hidden), "kept": kept, "cells": [asdict(cell) for cell in cells]}
+        figures = {
+            "task": "needle",
+            "needles": len(hidden),
+            "kept": kept,
+            "kept_of": None if theirs is None else len(again),
+            "cells": [asdict(cell) for cell in cells],
+        }
         _echo(model, runtime, against, figures, found, sparsity)
         return
     _print_cells(cells)
     _print(found, len(hidden), against, sparsity)
     if kept is not None:
-        click.echo(f"of the needles that {against} finds, {kept:.1%} are found")
+        click.echo(f"of the {len(again)} needles that {against} finds, {kept:.1%} are found")
 
 
 def questions(

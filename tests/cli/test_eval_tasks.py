@@ -48,7 +48,8 @@ def test_needles(against: str, package: Path, tmp_path: Path, capsys: pytest.Cap
         (90, 0.25),
         (90, 0.75),
     ]
-    assert found["metrics"]["logprob"]["mean"] < 0 and found["kept"] is None  # random weights find nothing
+    assert found["metrics"]["logprob"]["mean"] < 0
+    assert found["kept"] is None and found["kept_of"] == 0  # random weights find nothing
     if against == "full":
         assert found["metrics"]["logprob"]["difference"] == 0 == found["metrics"]["logprob"]["difference_stderr"]
     assert plot.read_bytes().startswith(b"\x89PNG")
