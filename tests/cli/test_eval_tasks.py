@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from edgerun.cli.main import main
-from tests.exporters.made import random_model, save
 from tests.tasks.made import lines
 
 from .test_packages import PROSE, report
@@ -15,17 +14,6 @@ from .test_packages import PROSE, report
 CITIES = {"question": "Where is the tower?", "choices": ["in Rome", "in Paris"], "answer": 1}
 BOOLQ = {"passage": PROSE[:75], "question": "was it cold", "answer": True}
 ANN = {"passage": "Ann went to Rome.", "question": "Who went?", "answers": ["Ann"]}
-
-
-@pytest.fixture(scope="module")
-def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package whose second layer attends to what the first chooses."""
-    from edgerun_exporters import export
-
-    folder = tmp_path_factory.mktemp("two")
-    save(random_model(max_position_embeddings=512, vocab_size=300), folder / "checkpoint")
-    export(folder / "checkpoint", folder / "package")
-    return folder / "package"
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

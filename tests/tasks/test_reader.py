@@ -29,7 +29,15 @@ def model(package: Path) -> Iterator[edgerun.Model]:
         yield loaded
 
 
-@pytest.mark.parametrize("attention", ["full", "delta:budget=512,select=0,full=0"])
+@pytest.mark.parametrize(
+    "attention",
+    [
+        "full",
+        "delta:budget=512,select=0,full=0",
+        "deltallm:theta=0,window=1",
+        "deltallm:theta=0,window=1+delta:select=0,full=0",
+    ],
+)
 def test_likelihoods_are_those_of_the_whole_text(model: edgerun.Model, attention: str) -> None:
     reader = SessionReader(model, attention)
     session = model.session()
@@ -68,3 +76,17 @@ def test_full_attention_leaves_nothing_out(model: edgerun.Model) -> None:
     reader = SessionReader(model)
     reader.likelihoods(PROMPTS[0], ANSWERS)
     assert reader.attention_sparsity == 0
+
+
+@pytest.mark.parametrize("attention", ["delta:budget=32,recent=16,select=0,full=0", "deltallm:theta=1.4,window=1"])
+def test_what_was_read_before_changes_nothing(two_layers: Path, attention: str) -> None:
+    with edgerun.load(two_layers, compute="float32", cache="f32", threads=1) as loaded:
+        one = SessionReader(loaded, attention)
+        for prompt in PROMPTS:
+            told = one.answer(prompt, 4)
+            found = one.likelihoods(prompt, ANSWERS)
+            fresh = SessionReader(loaded, attention)
+            again = fresh.likelihoods(prompt, ANSWERS)
+            assert [a.logprob for a in found] == pytest.approx([a.logprob for a in again], abs=1e-3)
+            assert told == fresh.answer(prompt, 4)
+        assert one.attention_sparsity > 0
