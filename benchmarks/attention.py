@@ -24,8 +24,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import edgerun
 from edgerun import plots
 from edgerun.attention.spec import FULL
@@ -86,7 +84,7 @@ def main() -> None:
         if "speed" in wanted:
             for depth in depths:
                 cell = {"model": args.model, "kind": "speed", "depth": depth, "specs": [FULL, *args.specs]}
-                results.measure(cell | {"threads": model.threads}, lambda d=depth: speeds(model, args.specs, d))
+                results.measure(cell | {"threads": model.threads}, lambda d=depth: speeds(model, args.specs, text, d))
     figures(results, args.model)
     (HERE / "attention.md").write_text(tables(results), "utf-8")
 
@@ -149,9 +147,10 @@ def summary(ours: Any, theirs: Any, sparsity: float) -> dict[str, Any]:
     return {"metrics": metrics, "attention_sparsity": sparsity}
 
 
-def speeds(model: Model, specs: list[str], depth: int) -> dict[str, Any]:
-    """Decoded tokens per second behind `depth` random tokens, by policy."""
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, depth + PART).tolist()
+def speeds(model: Model, specs: list[str], text: str, depth: int) -> dict[str, Any]:
+    """Decoded tokens per second behind `depth` tokens of the text, by policy: how many keys DeltaLLM keeps depends on
+    what they are of."""
+    tokens = model.tokenizer.encode(text)[: depth + PART]
     sessions = {spec: model.session(attention=spec) for spec in (FULL, *specs)}
     for session in sessions.values():
         session.prefill(tokens[:depth])
@@ -172,13 +171,18 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.cells: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
+        self.cells = self._stored()
+
+    def _stored(self) -> list[dict[str, Any]]:
+        stored: list[dict[str, Any]] = json.loads(self._path.read_text("utf-8")) if self._path.is_file() else []
+        return stored
 
     def measure(self, cell: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
         if any(old["cell"] == cell for old in self.cells):
             return
         start = time.monotonic()
         result = work()
+        self.cells = self._stored()  # another run may have added some meanwhile
         self.cells.append({"cell": cell, "result": result, "seconds": round(time.monotonic() - start)})
         beside = self._path.with_suffix(".partial")
         beside.write_text(json.dumps(self.cells, indent=1), "utf-8")
