@@ -75,7 +75,7 @@ def main() -> None:
             if "needle" in wanted:
                 cell = about | {"kind": "needle", "lengths": lengths, "repeat": args.repeat}
                 results.measure(cell, lambda s=spec: needles(model, s, known, text, lengths, args.repeat))
-            for kind, name, shots in (("choice", "boolq", 2), ("choice", "piqa", 8), ("qa", "narrativeqa", 0)):
+            for kind, name, shots in (("choice", "boolq", 2), ("choice", "piqa", 8), ("qa", "disflqa", 4)):
                 if kind in wanted:
                     cell = about | {"kind": kind, "data": name, "questions": args.questions, "shots": shots}
                     results.measure(
