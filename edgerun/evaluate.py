@@ -8,13 +8,17 @@ n - 1 are scored. A text shorter than one window is one shorter window. Perplexi
 all scored tokens.
 
 Kullback-Leibler divergence is KL(reference ‖ model), in nats, averaged over the same positions; top-1 agreement is the
-share of them where both find the same token likeliest (as `llama-perplexity --kl-divergence`).
+share of them where both find the same token likeliest (as `llama-perplexity --kl-divergence`). Standard errors take
+scored tokens as independent, as that program's do.
+
+A policy that acts in decoding alone is scored so: the first half of each window is prefilled, the second decoded token
+by token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgerun.attention.state import Attended, RunCount
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.progress import Progress, silent
 
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from edgerun.text.tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 CHUNK = 64  # positions whose logits are held at once: memory is 2 · CHUNK · vocab numbers, whatever the text
 
 
@@ -47,22 +53,66 @@ class Scorer(Protocol):
         """Logits after each of tokens[first:], from an empty cache: arrays [at most CHUNK, vocab]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured. The last two are None if there was nothing to compare with."""
+    """What was measured, per scored token: float64 [windows, scored tokens of a window], by position.
 
-    tokens: int
-    perplexity: float
-    kl_mean: float | None = None
-    top1_agreement: float | None = None
+    losses, reference_losses: -log p of the text's token, in nats. divergences: KL(reference ‖ model), in nats. agreed:
+    whether both find the same token likeliest. The last three are None if there was nothing to compare with.
+    first: the position of the first scored token in its window.
+    """
+
+    losses: F64
+    first: int
+    reference_losses: F64 | None = None
+    divergences: F64 | None = None
+    agreed: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were scored."""
+        return self.losses.size
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.losses.mean())
+
+    @property
+    def perplexity_stderr(self) -> float:
+        """Standard error of the perplexity, to first order."""
+        return self.perplexity * standard_error(self.losses)
+
+    @property
+    def reference_perplexity(self) -> float | None:
+        return None if self.reference_losses is None else math.exp(self.reference_losses.mean())
+
+    @property
+    def kl_mean(self) -> float | None:
+        return None if self.divergences is None else float(self.divergences.mean())
+
+    @property
+    def kl_stderr(self) -> float | None:
+        """Standard error of the mean divergence."""
+        return None if self.divergences is None else standard_error(self.divergences)
+
+    @property
+    def top1_agreement(self) -> float | None:
+        return None if self.agreed is None else float(self.agreed.mean())
 
 
 class ModelScorer:
-    """Scores with a loaded model, which it closes at the end if used in a `with` statement."""
+    """Scores with a loaded model, which it closes at the end if used in a `with` statement.
 
-    def __init__(self, model: Model) -> None:
+    attention: the policy, as `Model.session` takes it; default: the model's own default.
+    stepwise: whether what is scored is decoded token by token; default: if the policy asks for that. Decoding rounds
+    otherwise than prefill: who wants to see the policy alone scores the reference the same way.
+    """
+
+    def __init__(self, model: Model, attention: str | None = None, *, stepwise: bool | None = None) -> None:
         self._model = model
-        self._session = model.session()
+        self._session = model.session(attention=attention)
+        self.stepwise = self._session.attention.delta is not None if stepwise is None else stepwise
+        self._read = self._exact = self._kept = self._all = 0
 
     @property
     def bos_id(self) -> int | None:
@@ -71,11 +121,28 @@ class ModelScorer:
     def encode(self, text: str) -> list[int]:
         return self._model.tokenizer.encode(text, parse_special=False)
 
+    @property
+    def attention_sparsity(self) -> float:
+        """The share of keys, over layers and heads, that were left unread for the tokens scored so far; 0 if none."""
+        return Attended(self._read, self._exact).sparsity
+
+    @property
+    def sparsity_outside_window(self) -> float | None:
+        """The share of keys (of the form "element": of their elements) that DeltaLLM dropped of those behind its
+        window at the end of every text scored so far; None without DeltaLLM."""
+        return None if self._session.attention.deltallm is None else RunCount(self._kept, self._all).sparsity
+
     def score(self, tokens: Sequence[int], first: int) -> Iterator[Logits]:
-        self._session.reset()
+        session = self._session
+        session.reset()
         if first:
-            self._session.prefill(tokens[:first])
-        return self._session.score(tokens[first:], chunk=CHUNK)
+            session.prefill(tokens[:first])
+        before = session.attended
+        yield from gathered(session.score(tokens[first:], chunk=1 if self.stepwise else CHUNK))
+        self._read += session.attended.read - before.read
+        self._exact += session.attended.exact - before.exact
+        self._kept += session.runs.kept
+        self._all += session.runs.all
 
     def __enter__(self) -> ModelScorer:
         return self
@@ -105,30 +172,30 @@ def evaluate(
     vocabulary.
     """
     windows = [list(part) for part in split(tokens, window)]
-    loss = divergence = 0.0
-    count = agreed = 0
+    first = len(windows[0]) // 2
+    shape = len(windows), len(windows[0]) - 1 - first
+    losses, their_losses, divergences, agreed = np.empty(shape), np.empty(shape), np.empty(shape), np.empty(shape, bool)
     for done, part in enumerate(windows):
         progress(done, len(windows), "windows")
-        first = len(part) // 2
         targets = np.asarray(part[first + 1 :])
         part = part[:-1]  # nothing is asked about what follows the last token
         theirs = None if reference is None else reference.score(started(part, reference.bos_id), first)
         start = 0
         for logits in model.score(started(part, model.bos_id), first):
-            expected = targets[start : start + len(logits)]
+            rows = slice(start, start + len(logits))
+            expected = np.arange(len(logits)), targets[rows]
             log_p = log_softmax(logits)
-            loss -= float(log_p[np.arange(len(expected)), expected].sum())
+            losses[done, rows] = -log_p[expected]
             if theirs is not None:
                 log_q = log_softmax(_matching(theirs, log_p.shape))
-                divergence += kl_sum(log_q, log_p)
-                agreed += int((log_q.argmax(axis=1) == log_p.argmax(axis=1)).sum())
+                their_losses[done, rows] = -log_q[expected]
+                divergences[done, rows] = kl(log_q, log_p)
+                agreed[done, rows] = log_q.argmax(axis=1) == log_p.argmax(axis=1)
             start += len(logits)
-        count += start
     progress(len(windows), len(windows), "windows")
-    perplexity = math.exp(loss / count)
     if reference is None:
-        return Evaluation(count, perplexity)
-    return Evaluation(count, perplexity, divergence / count, agreed / count)
+        return Evaluation(losses, first + 1)
+    return Evaluation(losses, first + 1, their_losses, divergences, agreed)
 
 
 def split(tokens: Sequence[int], window: int) -> list[Sequence[int]]:
@@ -146,18 +213,38 @@ def started(part: list[int], bos_id: int | None) -> list[int]:
     return part if bos_id is None else [bos_id, *part[1:]]
 
 
-def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+def log_softmax(logits: Logits) -> F64:
     """Log-probabilities of logits [n, vocab]."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    normaliser: npt.NDArray[np.float64] = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    log_p: npt.NDArray[np.float64] = shifted - normaliser
+    normaliser: F64 = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_p: F64 = shifted - normaliser
     return log_p
 
 
-def kl_sum(log_q: npt.NDArray[np.float64], log_p: npt.NDArray[np.float64]) -> float:
-    """Sum over rows of KL(q ‖ p), from log-probabilities [n, vocab]; a token that q rules out adds nothing."""
+def kl(log_q: F64, log_p: F64) -> F64:
+    """KL(q ‖ p) of each row, float64 [n], from log-probabilities [n, vocab]; a token that q rules out adds nothing."""
     q = np.exp(log_q)
-    return float(np.sum(q * np.where(q > 0, log_q - log_p, 0)))
+    divergence: F64 = np.sum(q * np.where(q > 0, log_q - log_p, 0), axis=1)
+    return divergence
+
+
+def standard_error(values: npt.ArrayLike) -> float:
+    """Of the mean of independent values: their standard deviation (of a sample) over the root of their number; 0 for
+    one value, which tells nothing of its spread."""
+    values = np.asarray(values, np.float64)
+    return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
+
+
+def gathered(parts: Iterable[Logits]) -> Iterator[Logits]:
+    """Arrays [m, vocab] that are valid one at a time, as arrays of CHUNK rows, the last of fewer."""
+    rows: list[Logits] = []
+    for part in parts:
+        rows.extend(part.copy())
+        while len(rows) >= CHUNK:
+            yield np.stack(rows[:CHUNK])
+            del rows[:CHUNK]
+    if rows:
+        yield np.stack(rows)
 
 
 def _matching(theirs: Iterator[Logits], shape: tuple[int, ...]) -> Logits:

@@ -41,6 +41,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "package"
 
 
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with random weights in two layers, so that one can attend to what the other chooses; context 512."""
+    from edgerun_exporters import export
+    from tests.exporters.made import random_model, save
+
+    folder = tmp_path_factory.mktemp("two")
+    save(random_model(max_position_embeddings=512, vocab_size=300), folder / "checkpoint")
+    export(folder / "checkpoint", folder / "package")
+    return folder / "package"
+
+
 def checkpoint(folder: Path, seed: int = 0) -> Path:
     """A folder of safetensors with random weights."""
     folder.mkdir()

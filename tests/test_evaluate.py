@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgerun.errors import EdgerunError, OptionError
-from edgerun.evaluate import CHUNK, Logits, evaluate, kl_sum, log_softmax, split, started
+from edgerun.evaluate import CHUNK, Logits, evaluate, gathered, kl, log_softmax, split, standard_error, started
 
 VOCAB = 50
 
@@ -57,6 +57,13 @@ def test_against_the_definition(window: int) -> None:
     assert result.perplexity == pytest.approx(math.exp(np.mean(losses)))
     assert result.kl_mean == pytest.approx(np.mean(divergences))
     assert result.top1_agreement == pytest.approx(np.mean(agreed))
+    if len(losses) > 1:
+        spread = np.std(losses, ddof=1) / math.sqrt(len(losses))
+        assert result.perplexity_stderr == pytest.approx(result.perplexity * spread)
+        assert result.kl_stderr == pytest.approx(np.std(divergences, ddof=1) / math.sqrt(len(losses)))
+    alone = evaluate(reference, TOKENS, window=window)
+    assert result.reference_perplexity == pytest.approx(alone.perplexity)
+    assert result.first == window // 2 + 1 and result.losses.shape == (1000 // window, window - 1 - window // 2)
 
 
 def test_a_model_is_itself() -> None:
@@ -110,6 +117,25 @@ def test_extreme_logits() -> None:
     log_p = log_softmax(logits)
     assert np.allclose(np.exp(log_p).sum(axis=1), 1)
     assert log_p[0, 1] == -1e4
-    assert math.isfinite(kl_sum(log_softmax(np.zeros((1, 3), np.float32)), log_softmax(logits[:1])))
+    assert np.isfinite(kl(log_softmax(np.zeros((1, 3), np.float32)), log_softmax(logits[:1]))).all()
     certain = np.array([[0.0, -740.0, -np.inf]])
-    assert kl_sum(certain, np.log(np.array([[0.5, 0.25, 0.25]]))) == pytest.approx(math.log(2))
+    assert kl(certain, np.log(np.array([[0.5, 0.25, 0.25]]))) == pytest.approx([math.log(2)])
+
+
+def test_standard_error() -> None:
+    assert standard_error([1, 0, 0, 1]) == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert standard_error([5]) == 0
+
+
+def test_rows_are_gathered() -> None:
+    buffer = np.zeros((1, 3), np.float32)
+
+    def rows(count: int) -> Iterator[Logits]:
+        for i in range(count):
+            buffer[:] = i  # as a session: valid until the next is asked for
+            yield buffer
+
+    for count in (0, 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5):
+        parts = list(gathered(rows(count)))
+        assert [len(part) for part in parts[:-1]] == [CHUNK] * (len(parts) - 1)
+        assert [int(row[0]) for part in parts for row in part] == list(range(count))

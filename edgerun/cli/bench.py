@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgerun.cli.command import Function, json_option, option
+from edgerun.cli.command import Function, json_option, numbers, option
 from edgerun.cli.command import command as command_
 from edgerun.cli.options import (
     RuntimeOptions,
@@ -28,23 +28,6 @@ if TYPE_CHECKING:
     from edgerun.profile import KindTime
 
 
-def _numbers(low: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
-    """A callback that reads integers of at least `low`, separated by commas: 0,2048."""
-
-    def read(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-        if text is None:
-            return None
-        try:
-            numbers = tuple(int(part) for part in text.split(","))
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is no list of integers like 1,2", ctx, parameter) from None
-        if min(numbers) < low:
-            raise click.BadParameter(f"{min(numbers)} is less than {low}", ctx, parameter)
-        return numbers
-
-    return read
-
-
 def _count(name: str, default: int, help: str) -> Callable[[Function], Function]:
     return option(name, type=click.IntRange(1), default=default, show_default=True, metavar="N", help=help)
 
@@ -56,14 +39,14 @@ def _count(name: str, default: int, help: str) -> Callable[[Function], Function]
 @option(
     "--depth",
     "depths",
-    callback=_numbers(0),
+    callback=numbers(0),
     default="0",
     show_default=True,
     metavar="N,…",
     help="Tokens already in the cache; several are measured one after the other.",
 )
 @option(
-    "--threads", callback=_numbers(1), metavar="N,…", help="Threads to compute with; likewise.  [default: one a core]"
+    "--threads", callback=numbers(1), metavar="N,…", help="Threads to compute with; likewise.  [default: one a core]"
 )
 @_count("--repeat", 3, "Measure so often, and report medians.")
 @option("--profile", is_flag=True, help="Also show where the time of a decoded token goes.")

@@ -53,6 +53,23 @@ def command(name: str, summary: str) -> Callable[[Function], click.Command]:
     return decorate
 
 
+def numbers(low: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """A callback that reads integers of at least `low`, separated by commas: 0,2048."""
+
+    def read(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+        if text is None:
+            return None
+        try:
+            numbers = tuple(int(part) for part in text.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is no list of integers like 1,2", ctx, parameter) from None
+        if min(numbers) < low:
+            raise click.BadParameter(f"{min(numbers)} is less than {low}", ctx, parameter)
+        return numbers
+
+    return read
+
+
 def _set_debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and ctx.obj is not None:
         ctx.obj.append(True)  # the list that `main` looks into when it has caught something
