@@ -1,0 +1,222 @@
+"""The search: settings of each policy within a budget, found on one part of a text, their cost measured on another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgerun.attention.deltallm import Form
+from edgerun.attention.spec import Attention
+from edgerun.calibration.capture import Capture
+from edgerun.calibration.curves import F64, Layer
+from edgerun.calibration.journal import Journal
+from edgerun.calibration.measure import Cost, Reference
+from edgerun.calibration.output import OutputProjection
+from edgerun.calibration.pages import page_errors
+from edgerun.calibration.plans import RECENT, budgets, candidates
+from edgerun.calibration.thetas import SINKS, WINDOW, Curves, joined, layer_curves
+from edgerun.package.calibration import Setting, parameters
+from edgerun.progress import Progress
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+Policy = Literal["deltallm", "deltallm-element", "delta", "both"]
+QUERIES = 192
+"""Positions whose queries local curves are measured with."""
+DECODED = 256
+"""Tokens, at the end of the context, that DELTA is measured with."""
+PROBE = 0.012
+"""What a saved key may cost locally where one layer's sensitivity is measured: a perturbation well above rounding."""
+DOUBLINGS, HALVINGS = 8, 2
+"""Steps of a price until a budget is passed, and between the two prices around it."""
+
+
+class Search:
+    """One model and its two texts, tokens of equal length: ``searched`` to choose by, ``held`` to report costs on.
+
+    journal: keeps what was found. progress: is told of every part of the work.
+    """
+
+    def __init__(
+        self, model: Model, searched: Sequence[int], held: Sequence[int], journal: Journal, progress: Progress
+    ) -> None:
+        self._model, self._tokens, self._held = model, list(searched), list(held)
+        self._journal, self._progress = journal, progress
+        self._n_layers = model.package.config.n_layers
+        self._references: dict[tuple[bool, bool], Reference] = {}
+
+    def settings(self, policy: Policy, budget: float) -> list[Setting]:
+        """What one policy reaches within ``budget``, nats a token: the most that it can leave out first."""
+        if policy == "delta":
+            found = self._pages(budget)
+            return [] if found is None else [self._setting(found, one_by_one=True)]
+        if policy == "both":
+            pages = self._pages(budget / 2)
+            if pages is None or pages.delta is None:
+                return []
+            exact = (*pages.delta.full, *pages.delta.select)
+            curves = self._curves("key")
+            rungs = self._ladder(
+                lambda price: Attention(
+                    "calibrated", curves.policy(curves.points(self._sensitivity, price, exact)), pages.delta
+                ),
+                budget,
+                one_by_one=True,
+            )
+            return [self._setting(rung, one_by_one=True) for rung in rungs]
+        curves = self._curves("element" if policy == "deltallm-element" else "key")
+        rungs = self._ladder(
+            lambda price: Attention("calibrated", curves.policy(curves.points(self._sensitivity, price))),
+            budget,
+            one_by_one=False,
+        )
+        if policy == "deltallm-element":
+            rungs = rungs[:1]  # its tables are large, and it saves no bytes
+        return [self._setting(rung, one_by_one=False) for rung in rungs]
+
+    # --- what is measured once ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _capture(self) -> Capture:
+        n = len(self._tokens)
+        first = min(n // 4, n - 1)
+        positions = np.unique(np.linspace(first, n - 1, QUERIES).astype(np.int64))
+        return Capture(self._model, self._tokens, positions, self._progress)
+
+    def _projection(self, layer: int) -> OutputProjection:
+        return OutputProjection(self._model.package, layer)
+
+    def _curves(self, form: Form) -> Curves:
+        layers = []
+        for layer in range(self._n_layers):
+            self._progress(layer, self._n_layers, f"curves of all heads, form {form}")
+            layers.append(self._journal.find(f"curves {form} {layer}", partial(self._layer_curves, layer, form)))
+        self._progress(self._n_layers, self._n_layers, f"curves of all heads, form {form}")
+        return joined(layers)
+
+    def _layer_curves(self, layer: int, form: Form) -> dict[str, object]:
+        capture = self._capture
+        keys, values = capture.keys_values(layer)
+        recorded = Layer(
+            capture.positions, capture.queries(layer), keys, values, self._projection(layer), WINDOW, SINKS
+        )
+        return layer_curves(recorded, form)
+
+    @cached_property
+    def _sensitivity(self) -> F64:
+        """float64 [n_layers]: divergence when a layer alone is sparse, over its local error; the median of the others
+        where nothing can be left out."""
+        curves = self._curves("key")
+        n_heads = curves.saved.shape[1]
+        found = np.full(self._n_layers, np.nan)
+        for layer in range(self._n_layers):
+            self._progress(layer, self._n_layers, "sensitivity of layers")
+            points = curves.points(np.ones(self._n_layers), PROBE * self._n_layers * n_heads, (layer,))
+            error = curves.errors(points)[layer]
+            if error > 0:
+                alone = Attention("calibrated", curves.policy(points))
+                found[layer] = self._cost(alone, one_by_one=False).kl / error
+        self._progress(self._n_layers, self._n_layers, "sensitivity of layers")
+        known = found[np.isfinite(found)]
+        return np.where(np.isfinite(found), found, np.median(known) if len(known) else 1.0)
+
+    def _cost(self, attention: Attention, *, one_by_one: bool, held: bool = False) -> Cost:
+        """What a policy costs on the text that is searched, or on the other one; from the journal if it is there."""
+        digest = hashlib.sha256(json.dumps(parameters(attention.deltallm, attention.delta)).encode()).hexdigest()
+        name = f"cost {'held' if held else 'searched'} {'decoded' if one_by_one else 'prefilled'} {digest[:20]}"
+        found = self._journal.find(name, lambda: asdict(self._reference(one_by_one, held).cost(attention)))
+        return Cost(**found)
+
+    def _reference(self, one_by_one: bool, held: bool) -> Reference:
+        if (one_by_one, held) not in self._references:
+            tokens = self._held if held else self._tokens
+            n = len(tokens)
+            first = max(1, n - 1 - DECODED) if one_by_one else max(1, n // 4)
+            self._references[one_by_one, held] = Reference(self._model, tokens, first, one_by_one=one_by_one)
+        return self._references[one_by_one, held]
+
+    def _setting(self, attention: Attention, *, one_by_one: bool) -> Setting:
+        cost = self._cost(attention, one_by_one=one_by_one, held=True)
+        exact = self._journal.find(f"exact {one_by_one}", lambda: self._reference(one_by_one, held=True).perplexity)
+        return Setting(
+            attention.deltallm,
+            attention.delta,
+            context=len(self._held),
+            kl=cost.kl,
+            perplexity=cost.perplexity,
+            exact_perplexity=exact,
+            sparsity=cost.sparsity,
+            read_share=cost.read_share,
+        )
+
+    # --- searches -----------------------------------------------------------------------------------------------------
+
+    def _ladder(self, make: Callable[[float], Attention], budget: float, *, one_by_one: bool) -> list[Attention]:
+        """Settings by their price: the highest within the budget, and those nearest within its half and its quarter."""
+        tried: dict[float, float] = {}
+
+        def within(price: float) -> bool:
+            self._progress(len(tried), DOUBLINGS + HALVINGS, "prices of a saved key")
+            tried[price] = self._cost(make(price), one_by_one=one_by_one).kl
+            return tried[price] <= budget
+
+        low, high = _around(within, budget)
+        for _ in range(HALVINGS if low and high < np.inf else 0):
+            middle = float(np.sqrt(low * high))
+            low, high = (middle, high) if within(middle) else (low, middle)
+        self._progress(DOUBLINGS + HALVINGS, DOUBLINGS + HALVINGS, "prices of a saved key")
+        rungs: list[float] = []
+        for part in (1, 2, 4):
+            fits = [price for price, kl in tried.items() if kl <= budget / part]
+            if fits and max(fits) not in rungs:
+                rungs.append(max(fits))
+        return [make(price) for price in rungs]
+
+    def _pages(self, budget: float) -> Attention | None:
+        """The plan of DELTA that reads least within the budget."""
+        n = len(self._tokens)
+        pages = budgets(n)
+        if not pages:
+            return None
+        errors = np.array(
+            self._journal.find(
+                "pages",
+                lambda: page_errors(self._capture, self._projection, pages, RECENT, self._progress).tolist(),
+            )
+        )
+        plans = [Attention("calibrated", delta=d) for d in candidates(errors, self._sensitivity, pages, n)]
+        low, high = 0, len(plans)  # plans below low cost too much
+        while low < high:
+            self._progress(low, len(plans), "plans of DELTA")
+            middle = (low + high) // 2
+            if self._cost(plans[middle], one_by_one=True).kl <= budget:
+                high = middle
+            else:
+                low = middle + 1
+        self._progress(len(plans), len(plans), "plans of DELTA")
+        return plans[low] if low < len(plans) else None
+
+
+def _around(within: Callable[[float], bool], start: float) -> tuple[float, float]:
+    """Two prices, a factor of 2 apart, the first within, the second not; 0 or infinity where there is none."""
+    low, high = 0.0, np.inf
+    price = start
+    for _ in range(DOUBLINGS):
+        if within(price):
+            low = price
+            if high < np.inf:
+                break
+            price *= 2
+        else:
+            high = price
+            if low:
+                break
+            price /= 2
+    return low, high
