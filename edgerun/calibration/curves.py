@@ -42,7 +42,7 @@ class Layer:
             queries.reshape(len(positions), n_kv, self.group, dim).transpose(1, 0, 2, 3)
         )
         outputs: F32 = np.concatenate([self._exact(head) for head in range(n_kv)], axis=1)
-        self._scale = projection.scaled(outputs)
+        self._scale = projection.norm_scale(outputs)
         self._exact_output = outputs.reshape(len(positions), n_kv, -1)
         self._whole = float(projection.energy(outputs / self._scale[:, None], 0).mean())
 
@@ -51,7 +51,7 @@ class Layer:
         n_kv, _, dim = self.keys.shape
         many = np.broadcast_to(self.keys, (len(thetas), *self.keys.shape))
         sent = references(many, np.broadcast_to(thetas[:, None], (len(thetas), n_kv)), self.sinks)
-        saved = 1 - sent[:, :, : self._exact_from.max(initial=0)].mean(axis=2, dtype=np.float64)
+        saved = self._saved(sent[..., None])
         error = np.zeros((n_kv, len(thetas)))
         for head in range(n_kv):
             outputs = np.zeros((len(thetas), len(self._positions), self.group, dim), np.float32)
@@ -77,14 +77,19 @@ class Layer:
         counts as unchanged: float64 [n] each; form "element"."""
         many = np.broadcast_to(self.keys[head], (len(limits), *self.keys.shape[1:]))
         scored, sent = delta_keys(many, np.ones(len(limits), np.float32), limits, self.sinks)
-        saved = 1 - sent[:, : self._exact_from.max(initial=0)].mean(axis=(1, 2), dtype=np.float64)
         outputs = (self._output(head, keys) for keys in scored)
-        return saved, np.array([self._error(head, output) for output in outputs])
+        return self._saved(sent), np.array([self._error(head, output) for output in outputs])
 
     def query_power(self, head: int) -> F64:
         """float64 [D]: mean square of the queries' features."""
         power: F64 = np.square(self._queries[head], dtype=np.float64).mean(axis=(0, 1))
         return power
+
+    def _saved(self, sent: NDArray[np.bool_]) -> F64:
+        """float64 [...]: the share of sent [..., T, D] that is False, of the tokens that have left the window."""
+        left = sent[..., : self._exact_from.max(initial=0), :]
+        saved: F64 = (~left).sum(axis=(-2, -1)) / max(1, left.shape[-2] * left.shape[-1])
+        return saved
 
     def _error(self, head: int, output: F32) -> float:
         difference = output.reshape(len(output), -1) - self._exact_output[:, head]

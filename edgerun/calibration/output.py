@@ -32,7 +32,7 @@ class OutputProjection:
             weight = weight * np.asarray(package.tensor(norms[0].input[1]), np.float32)
         self._gram: F32 = weight.T @ weight
 
-    def scaled(self, outputs: F32) -> F32:
+    def norm_scale(self, outputs: F32) -> F32:
         """float32 [n]: what the norm divides every row of ``outputs`` [n, n_heads * head_dim] by."""
         if not self._normed:
             return np.ones(len(outputs), np.float32)

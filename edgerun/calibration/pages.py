@@ -43,7 +43,7 @@ def page_errors(
         project = projection(layer)
         n, pages, width = len(mass), mass.shape[2], parts.shape[2]
         exact = parts.sum(axis=1)
-        scale = project.scaled(exact)[:, None]
+        scale = project.norm_scale(exact)[:, None]
         whole = float(project.energy(exact / scale, 0).mean())
         if masks:
             chosen = np.stack(masks, axis=1).reshape(n, -1, pages).astype(np.float32)  # [n, selecting * budgets, pages]

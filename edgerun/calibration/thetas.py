@@ -96,7 +96,8 @@ def feature_limits(layer: Layer, head: int) -> F32:
     scored, sent = delta_keys(many, STEPS, np.broadcast_to(spread, (len(STEPS), len(spread))), layer.sinks)
     saved = np.vstack([np.zeros(len(spread)), 1 - sent.mean(axis=1, dtype=np.float64)])
     lost = np.square(scored - keys, dtype=np.float64).mean(axis=1) * layer.query_power(head)
-    cost = np.vstack([np.zeros(len(spread)), lost / (layer.query_power(head) * np.square(spread)).sum()])
+    variance = float((layer.query_power(head) * np.square(spread)).sum())
+    cost = np.vstack([np.zeros(len(spread)), lost / max(variance, 1e-30)])
     best = (cost[None] - PRICES[:, None, None] * saved[None] / len(spread)).argmin(axis=1)
     limits: NDArray[np.float64] = np.concatenate([[0], STEPS])[best] * spread
     return np.array([[float(f"{x:.4g}") for x in row] for row in limits], np.float32)
