@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.attention.runs import Heads
 from edgerun.attention.spec import FULL, parse
 from edgerun.attention.spec import quality as calibrated
 from edgerun.errors import EdgerunError, OptionError
@@ -123,6 +124,10 @@ class Model:
             max_rows=min(prefill_rows(self.package.config.intermediate_size), self.context),
         )
         self.vocab_size = self.tape.vocab_size
+        config = self.package.config
+        self.heads = Heads(
+            config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim, cache, self.context
+        )
         self.variants = Variants(self.package, self.tape)
         """The variants that were used, mapped and ready; see ``Variants``."""
         self.variant = "none" if variant is None else os.fspath(variant)
@@ -180,11 +185,13 @@ class Model:
         logits: NDArray[np.float32],
         n_out: int,
         tape: Tape | None = None,
+        attention: NDArray[np.int64] | None = None,
     ) -> None:
         """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
 
         pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
-        the last ``n_out`` tokens. tape: of a variant, as ``variants`` gave it. For sessions; nothing is checked here.
+        the last ``n_out`` tokens. tape: the session's own. attention: the LayerStates of its policies. For sessions;
+        nothing is checked here.
         """
         ops = (tape or self.tape).ops
         end = position + len(tokens)
@@ -202,6 +209,7 @@ class Model:
             record[Run.N_OUT] = n_out
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
+            record[Run.ATTENTION] = 0 if attention is None else attention.ctypes.data
             record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
             if self.profile is not None and self.profile.shape[1] == len(ops):
                 record[Run.PROFILE] = self.profile.ctypes.data

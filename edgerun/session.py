@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.spec import Attention
+from edgerun.attention.state import Attended, AttentionState, RunCount
+from edgerun.attention.tape import with_attention
 from edgerun.errors import ContextError, EdgerunError, OptionError
 from edgerun.generate import Generation
 from edgerun.text.options import SamplingOptions
@@ -31,9 +33,10 @@ class Session:
         """What it runs, as ``Model.session`` takes it; "none" is the model as it is. To be changed by ``use``."""
         self.attention = attention or Attention()
         """What its attention leaves out."""
-        self.tape = model.variants.tape(self.variant)
+        self.tape = with_attention(model.variants.tape(self.variant), self.attention)
+        self._state = self._fresh_state()
         self._tokens: list[int] = []
-        self._pages: list[NDArray[np.uint8]] = []
+        self._pages: list[NDArray[np.uint8] | None] = []
         self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
         self._logits = self._buffer(1)
         self._generation: Generation | None = None
@@ -52,12 +55,49 @@ class Session:
         """Forgets everything and gives the cache's memory back."""
         self.rewind(0)
 
-    def rewind(self, n_tokens: int) -> None:
-        """Keeps the first ``n_tokens`` tokens (at most ``position``) and forgets the rest."""
+    def rewind(self, n_tokens: int) -> int:
+        """Keeps the first ``n_tokens`` tokens (at most ``position``) and forgets the rest; gives how many of them did
+        not have to be computed again: all, but where DeltaLLM has already made runs of what comes back into view.
+        """
         if not 0 <= n_tokens <= len(self._tokens):
             raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {len(self._tokens)}")
-        del self._tokens[n_tokens:]
-        del self._pages[-(-n_tokens // PAGE) :]
+        kept = self._tokens[:n_tokens]
+        if n_tokens and (self._state is None or self._state.rewind(n_tokens)):
+            self._tokens = kept
+            del self._pages[-(-n_tokens // PAGE) :]
+            return n_tokens
+        self._tokens, self._pages = [], []
+        self._state = self._fresh_state()
+        if kept:
+            self.prefill(kept)
+        return 0
+
+    def fork(self) -> Session:
+        """A session that holds the same, and goes its own way from here."""
+        other = Session(self.model, self.variant, self.attention)
+        other._tokens = list(self._tokens)
+        other._pages = [None if page is None else _copy(page) for page in self._pages]
+        for i, page in enumerate(other._pages):
+            other._page_table[i] = 0 if page is None else page.ctypes.data
+        if self._state is not None:
+            other._state = self._state.fork(self.position)
+        return other
+
+    @property
+    def attended(self) -> Attended:
+        """How much of what exact attention would have read was read; of a session without policies nothing is said."""
+        return Attended(0, 0) if self._state is None else self._state.attended
+
+    @property
+    def runs(self) -> RunCount:
+        """How many keys DeltaLLM keeps of those that have left its window."""
+        return RunCount(0, 0) if self._state is None else self._state.run_count
+
+    @property
+    def cache_bytes(self) -> tuple[int, int]:
+        """What the pages of the cache take in memory, and what policies hold beside them."""
+        pages = sum(page.nbytes for page in self._pages if page is not None)
+        return pages, 0 if self._state is None else self._state.bytes
 
     def use(self, variant: str | os.PathLike[str], *, keep: bool = False) -> None:
         """Goes on with another variant (see ``Model.session``). Raises VariantError; the session stays as it was then.
@@ -66,7 +106,7 @@ class Session:
         but the new one would have made others. Else the session is empty afterwards.
         """
         wanted = os.fspath(variant)
-        self.tape = self.model.variants.tape(wanted)
+        self.tape = with_attention(self.model.variants.tape(wanted), self.attention)
         self.variant = wanted
         if not keep:
             self.reset()
@@ -78,8 +118,8 @@ class Session:
         OptionError for no tokens or a token that is not in the vocabulary.
         """
         ids = self._checked(token_ids)
-        for start in range(0, len(ids), self.model.tape.max_rows):
-            self._run(ids[start : start + self.model.tape.max_rows], self._logits, 1)
+        for part in self.parts(len(ids)):
+            self._run(ids[part], self._logits, 1)
         row: NDArray[np.float32] = self._logits[0, : self.model.vocab_size]
         return row
 
@@ -95,10 +135,10 @@ class Session:
         ids = self._checked(token_ids)
         rows = max(1, min(chunk, self.model.tape.max_rows, len(ids)))
         logits = self._buffer(rows)
-        for start in range(0, len(ids), rows):
-            part = ids[start : start + rows]
-            self._run(part, logits, len(part))
-            yield logits[: len(part), : self.model.vocab_size]
+        for part in self.parts(len(ids), rows):
+            n = part.stop - part.start
+            self._run(ids[part], logits, n)
+            yield logits[:n, : self.model.vocab_size]
 
     def generate(
         self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
@@ -138,8 +178,16 @@ class Session:
             if mine != wanted:
                 break
             shared += 1
-        self.rewind(shared)
-        return shared
+        return self.rewind(shared)
+
+    def parts(self, n: int, most: int | None = None) -> Iterator[slice]:
+        """How the next ``n`` tokens are cut into runs, of at most ``most`` tokens. For Generation."""
+        limit = min(self.model.tape.max_rows, most or n)
+        position, start = len(self._tokens), 0
+        while start < n:
+            room = limit if self._state is None else min(limit, self._state.most_rows(position + start))
+            yield slice(start, min(n, start + room))
+            start += room
 
     def advance(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens that have been checked, one run; logits as ``prefill``. For Generation."""
@@ -170,11 +218,34 @@ class Session:
                 page = aligned(self.model.tape.page_bytes)
                 self._page_table[len(self._pages)] = page.ctypes.data
                 self._pages.append(page)
+            if self._state is not None:
+                self._state.before(len(self._tokens))
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
-        self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape)
+        records = None if self._state is None else self._state.records
+        try:
+            self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape, records)
+        except BaseException:  # ctrl-C: what the policies have begun is taken back
+            if self._state is not None:
+                self._state.cancel()
+            raise
+        if self._state is not None:
+            self._state.after(len(self._tokens), len(ids))
+            for i in range(self._state.first_needed // PAGE):
+                self._pages[i] = None
         self._tokens.extend(ids.tolist())
+
+    def _fresh_state(self) -> AttentionState | None:
+        if self.attention.deltallm is None and self.attention.delta is None:
+            return None
+        return AttentionState(self.model.heads, self.attention)
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:
         stride = self.model.tape.logits_stride
         return aligned(4 * rows * stride).view(np.float32).reshape(rows, stride)
+
+
+def _copy(page: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    copy = aligned(page.nbytes)
+    copy[:] = page
+    return copy

@@ -13,7 +13,7 @@ Two forms:
              figures.
 
 Keys are compared after RoPE. Tokens become runs when they leave the window, ``STEP`` of them at a time, so that what a
-token sees depends on its position alone: the exact part is ``window`` to ``window + STEP - 1`` tokens long.
+token sees depends on its position alone: the exact part is ``window`` (in whole steps) to STEP - 1 more tokens long.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DeltaLLM:
 
     def exact_from(self, position: int) -> int:
         """Where the exact part of what ``position`` sees begins, beside the sinks; a multiple of STEP."""
-        return max(0, position - self.window + 1) // STEP * STEP
+        return max(0, position // STEP - -(-self.window // STEP)) * STEP
 
 
 def references(keys: F32, theta: F32, sinks: int) -> NDArray[np.bool_]:
