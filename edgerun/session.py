@@ -72,14 +72,20 @@ class Session:
             self.prefill(kept)
         return 0
 
-    def fork(self) -> Session:
-        """A session that holds the same, and goes its own way from here."""
-        other = Session(self.model, self.variant, self.attention)
+    def fork(self, attention: Attention | None = None) -> Session:
+        """A session that holds the same, and goes its own way from here.
+
+        attention: what it leaves out from here on, if that is something else: neither may be DeltaLLM, which has made
+        runs of what was before. Raises OptionError.
+        """
+        if attention is not None and (attention.deltallm or self.attention.deltallm):
+            raise OptionError("a session with DeltaLLM cannot be forked into one without, nor the other way round")
+        other = Session(self.model, self.variant, attention or self.attention)
         other._tokens = list(self._tokens)
         other._pages = [None if page is None else _copy(page) for page in self._pages]
         for i, page in enumerate(other._pages):
             other._page_table[i] = 0 if page is None else page.ctypes.data
-        if self._state is not None:
+        if self._state is not None and attention is None:
             other._state = self._state.fork(self.position)
         return other
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.attention.deltallm import STEP, delta_keys, references
+from edgerun.attention.deltallm import DeltaLLM, delta_keys, references
 from edgerun.calibration.output import OutputProjection
 
 F32 = NDArray[np.float32]
@@ -35,7 +35,8 @@ class Layer:
     ) -> None:
         self.keys, self.values, self.sinks = keys, values, sinks
         self._positions, self._projection = positions, projection
-        self._exact_from = np.maximum(0, positions - window + 1) // STEP * STEP
+        policy = DeltaLLM(np.zeros((1, 1), np.float32), window, sinks)
+        self._exact_from = np.array([policy.exact_from(int(position)) for position in positions])
         n_kv, _, dim = keys.shape
         self.group = queries.shape[1] // n_kv
         self._queries = np.ascontiguousarray(

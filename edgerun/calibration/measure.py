@@ -37,24 +37,33 @@ class Reference:
 
     def __init__(self, model: Model, tokens: Sequence[int], first: int, *, one_by_one: bool) -> None:
         self._model, self._tokens, self._first = model, list(tokens), first
+        self._prefix: Session | None = None
         self._chunk = 1 if one_by_one else CHUNK
         self._step = max(1, math.ceil((len(tokens) - 1 - first) * model.vocab_size * 4 / _MOST_BYTES))
-        self._logits = np.concatenate([rows.copy() for rows in self._rows(Session(model))])
+        self._logits = np.concatenate([rows.copy() for rows in self._rows(self._begun(Session(model)))])
         """float32 [compared positions, vocab_size]"""
         self.perplexity = self._compare(iter(np.split(self._logits, range(CHUNK, len(self._logits), CHUNK))))[1]
 
     def cost(self, attention: Attention) -> Cost:
         """Of a policy, whose cache is its own from the first token on."""
-        session = Session(self._model, attention=attention)
+        if attention.deltallm is None:  # DELTA, which does nothing before the first token is decoded
+            self._prefix = self._prefix or self._begun(Session(self._model))
+            session = self._prefix.fork(attention)
+        else:
+            session = self._begun(Session(self._model, attention=attention))
+        before = session.attended
         kl, perplexity = self._compare(self._rows(session))
         kept, left = session.runs
-        read, exact = (end - start for end, start in zip(session.attended, self._before, strict=True))
+        read, exact = (end - start for end, start in zip(session.attended, before, strict=True))
         return Cost(kl, perplexity, 1 - kept / left if left else 0.0, read / exact)
+
+    def _begun(self, session: Session) -> Session:
+        """With the tokens before those that are compared."""
+        session.prefill(self._tokens[: self._first])
+        return session
 
     def _rows(self, session: Session) -> Iterator[NDArray[np.float32]]:
         """Logits of the compared positions, in parts."""
-        session.prefill(self._tokens[: self._first])
-        self._before = session.attended
         at = self._first
         for logits in session.score(self._tokens[self._first : -1], chunk=self._chunk):
             offset = -(at - self._first) % self._step

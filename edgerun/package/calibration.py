@@ -33,7 +33,7 @@ class Setting:
 
     context: tokens of that text.  kl: mean divergence from exact attention, nats a token.  perplexity,
     exact_perplexity: of the same tokens.  sparsity: share of the keys (form "element": of their elements) that left the
-    window and were not kept, 0 without DeltaLLM.  read_share: keys read over those that exact attention reads.
+    window and were not kept, in layers that are not sparse, 0 without DeltaLLM.  read_share: keys read over those that exact attention reads.
     """
 
     deltallm: DeltaLLM | None
@@ -63,7 +63,7 @@ class Setting:
         if self.delta is None:
             return 1 - saved
         exact = (len(self.delta.full) + len(self.delta.select)) / n_layers
-        return exact - saved + (1 - exact) * min(1.0, self.delta.budget * SPAN / n_tokens)
+        return exact * (1 - saved) + (1 - exact) * min(1.0, self.delta.budget * SPAN / n_tokens)
 
 
 def weights(config: Config) -> str:
