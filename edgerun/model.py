@@ -125,9 +125,7 @@ class Model:
         )
         self.vocab_size = self.tape.vocab_size
         config = self.package.config
-        self.heads = Heads(
-            config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim, cache, self.context
-        )
+        self.heads = Heads(config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim, cache, self.context)
         self.variants = Variants(self.package, self.tape)
         """The variants that were used, mapped and ready; see ``Variants``."""
         self.variant = "none" if variant is None else os.fspath(variant)

@@ -8,7 +8,7 @@ from edgerun.attention.delta import SPAN, Delta
 from edgerun.calibration.pages import F64, cost_of, plan
 
 RECENT = 8
-SHARES = (0.02, 0.03, 0.045, 0.06, 0.09, 0.12, 0.18, 0.25)
+SHARES = (0.02, 0.03, 0.045, 0.06, 0.075, 0.09, 0.12, 0.18, 0.25, 0.5)
 """Budgets that are tried, in parts of the context."""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgerun.attention.delta import Delta
 from edgerun.attention.deltallm import Form
 from edgerun.attention.spec import Attention
 from edgerun.calibration.capture import Capture
@@ -19,7 +20,7 @@ from edgerun.calibration.journal import Journal
 from edgerun.calibration.measure import Cost, Reference
 from edgerun.calibration.output import OutputProjection
 from edgerun.calibration.pages import page_errors
-from edgerun.calibration.plans import RECENT, budgets, candidates
+from edgerun.calibration.plans import RECENT, budgets, candidates, share_read
 from edgerun.calibration.thetas import SINKS, WINDOW, Curves, joined, layer_curves
 from edgerun.package.calibration import Setting, parameters
 from edgerun.progress import Progress
@@ -191,17 +192,29 @@ class Search:
                 lambda: page_errors(self._capture, self._projection, pages, RECENT, self._progress).tolist(),
             )
         )
-        plans = [Attention("calibrated", delta=d) for d in candidates(errors, self._sensitivity, pages, n)]
+        best: tuple[float, float, Attention] | None = None
+        for weights in (np.ones(self._n_layers), self._sensitivity):  # neither predicts better for every model
+            found = self._cheapest(candidates(errors, weights, pages, n), budget)
+            if found is not None and (best is None or found[:2] < best[:2]):
+                best = found
+        return None if best is None else best[2]
+
+    def _cheapest(self, plans: list[Delta], budget: float) -> tuple[float, float, Attention] | None:
+        """The first of plans, ordered by cost, within the budget: (share read, divergence, plan)."""
+        within: dict[int, tuple[float, float, Attention]] = {}
         low, high = 0, len(plans)  # plans below low cost too much
         while low < high:
             self._progress(low, len(plans), "plans of DELTA")
             middle = (low + high) // 2
-            if self._cost(plans[middle], one_by_one=True).kl <= budget:
+            attention = Attention("calibrated", delta=plans[middle])
+            kl = self._cost(attention, one_by_one=True).kl
+            if kl <= budget:
                 high = middle
+                within[middle] = (share_read(plans[middle], self._n_layers, len(self._tokens)), kl, attention)
             else:
                 low = middle + 1
         self._progress(len(plans), len(plans), "plans of DELTA")
-        return plans[low] if low < len(plans) else None
+        return within.get(low)
 
 
 def _around(within: Callable[[float], bool], start: float) -> tuple[float, float]:

@@ -33,7 +33,8 @@ class Setting:
 
     context: tokens of that text.  kl: mean divergence from exact attention, nats a token.  perplexity,
     exact_perplexity: of the same tokens.  sparsity: share of the keys (form "element": of their elements) that left the
-    window and were not kept, in layers that are not sparse, 0 without DeltaLLM.  read_share: keys read over those that exact attention reads.
+    window and were not kept, in layers that are not sparse; 0 without DeltaLLM.  read_share: keys read over those that
+    exact attention reads.
     """
 
     deltallm: DeltaLLM | None

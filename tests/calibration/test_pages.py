@@ -104,4 +104,4 @@ def test_candidates_rise_in_cost_and_fall_in_error() -> None:
 
 def test_a_context_too_short_for_pages_has_no_budget() -> None:
     assert budgets(SPAN * RECENT) == []
-    assert budgets(8192) == [10, 15, 23, 31, 46, 61, 92, 128]
+    assert budgets(8192) == [10, 15, 23, 31, 38, 46, 61, 92, 128, 256]

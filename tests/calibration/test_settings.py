@@ -1,4 +1,4 @@
-"""Settings in edgerun.json: what is written is read, what is wrong is refused in one line, and the choice among them."""
+"""Settings in edgerun.json: what is written is read, what is wrong is refused, and the choice among them."""
 
 from __future__ import annotations
 
