@@ -163,6 +163,13 @@ class Model:
             parse(self.attention if attention is None else attention, self.package.config),
         )
 
+    def restore(self, path: str | os.PathLike[str]) -> Session:
+        """The session that ``Session.save`` wrote, with its variant and its attention policies. Raises EdgerunError if
+        the file is damaged or belongs to another model or cache type."""
+        from edgerun.saved import restore
+
+        return restore(self, path)
+
     def generate(
         self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
     ) -> Generation:

@@ -34,9 +34,11 @@ class Session:
         self.attention = attention or Attention()
         """What its attention leaves out."""
         self.tape = with_attention(model.variants.tape(self.variant), self.attention)
-        self._state = self._fresh_state()
+        self.state = self._fresh_state()
+        """What its policies keep; None without any."""
         self._tokens: list[int] = []
-        self._pages: list[NDArray[np.uint8] | None] = []
+        self.pages: list[NDArray[np.uint8] | None] = []
+        """The cache, PAGE positions a page; None where no policy needs one any more."""
         self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
         self._logits = self._buffer(1)
         self._generation: Generation | None = None
@@ -62,48 +64,51 @@ class Session:
         if not 0 <= n_tokens <= len(self._tokens):
             raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {len(self._tokens)}")
         kept = self._tokens[:n_tokens]
-        if n_tokens and (self._state is None or self._state.rewind(n_tokens)):
+        if n_tokens and (self.state is None or self.state.rewind(n_tokens)):
             self._tokens = kept
-            del self._pages[-(-n_tokens // PAGE) :]
+            del self.pages[-(-n_tokens // PAGE) :]
             return n_tokens
-        self._tokens, self._pages = [], []
-        self._state = self._fresh_state()
+        self._tokens, self.pages = [], []
+        self.state = self._fresh_state()
         if kept:
             self.prefill(kept)
         return 0
 
-    def fork(self, attention: Attention | None = None) -> Session:
-        """A session that holds the same, and goes its own way from here.
-
-        attention: what it leaves out from here on, if that is something else: neither may be DeltaLLM, which has made
-        runs of what was before. Raises OptionError.
-        """
-        if attention is not None and (attention.deltallm or self.attention.deltallm):
-            raise OptionError("a session with DeltaLLM cannot be forked into one without, nor the other way round")
-        other = Session(self.model, self.variant, attention or self.attention)
-        other._tokens = list(self._tokens)
-        other._pages = [None if page is None else _copy(page) for page in self._pages]
-        for i, page in enumerate(other._pages):
-            other._page_table[i] = 0 if page is None else page.ctypes.data
-        if self._state is not None and attention is None:
-            other._state = self._state.fork(self.position)
+    def fork(self) -> Session:
+        """A session that holds the same, and goes its own way from here."""
+        other = Session(self.model, self.variant, self.attention)
+        other.take(self.tokens, [None if page is None else _copy(page) for page in self.pages])
+        if self.state is not None:
+            other.state = self.state.fork(self.position)
         return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it all into a file, for ``Model.restore``. Raises EdgerunError."""
+        from edgerun.saved import save
+
+        save(self, path)
+
+    def take(self, tokens: list[int], pages: list[NDArray[np.uint8] | None]) -> None:
+        """Holds these tokens, whose cache pages these are. For ``fork`` and ``Model.restore``; nothing is checked."""
+        self._tokens, self.pages = tokens, pages
+        for i, page in enumerate(pages):
+            self._page_table[i] = 0 if page is None else page.ctypes.data
 
     @property
     def attended(self) -> Attended:
         """How much of what exact attention would have read was read; of a session without policies nothing is said."""
-        return Attended(0, 0) if self._state is None else self._state.attended
+        return Attended(0, 0) if self.state is None else self.state.attended
 
     @property
     def runs(self) -> RunCount:
         """How many keys DeltaLLM keeps of those that have left its window."""
-        return RunCount(0, 0) if self._state is None else self._state.run_count
+        return RunCount(0, 0) if self.state is None else self.state.run_count
 
     @property
     def cache_bytes(self) -> tuple[int, int]:
         """What the pages of the cache take in memory, and what policies hold beside them."""
-        pages = sum(page.nbytes for page in self._pages if page is not None)
-        return pages, 0 if self._state is None else self._state.bytes
+        pages = sum(page.nbytes for page in self.pages if page is not None)
+        return pages, 0 if self.state is None else self.state.bytes
 
     def use(self, variant: str | os.PathLike[str], *, keep: bool = False) -> None:
         """Goes on with another variant (see ``Model.session``). Raises VariantError; the session stays as it was then.
@@ -191,7 +196,7 @@ class Session:
         limit = min(self.model.tape.max_rows, most or n)
         position, start = len(self._tokens), 0
         while start < n:
-            room = limit if self._state is None else min(limit, self._state.most_rows(position + start))
+            room = limit if self.state is None else min(limit, self.state.most_rows(position + start))
             yield slice(start, min(n, start + room))
             start += room
 
@@ -220,25 +225,25 @@ class Session:
     def _run(self, ids: NDArray[np.int64], logits: NDArray[np.float32], n_out: int) -> None:
         end = len(self._tokens) + len(ids)
         try:
-            while len(self._pages) * PAGE < end:
+            while len(self.pages) * PAGE < end:
                 page = aligned(self.model.tape.page_bytes)
-                self._page_table[len(self._pages)] = page.ctypes.data
-                self._pages.append(page)
-            if self._state is not None:
-                self._state.before(len(self._tokens))
+                self._page_table[len(self.pages)] = page.ctypes.data
+                self.pages.append(page)
+            if self.state is not None:
+                self.state.before(len(self._tokens))
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
-        records = None if self._state is None else self._state.records
+        records = None if self.state is None else self.state.records
         try:
             self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape, records)
         except BaseException:  # ctrl-C: what the policies have begun is taken back
-            if self._state is not None:
-                self._state.cancel()
+            if self.state is not None:
+                self.state.cancel()
             raise
-        if self._state is not None:
-            self._state.after(len(self._tokens), len(ids))
-            for i in range(self._state.first_needed // PAGE):
-                self._pages[i] = None
+        if self.state is not None:
+            self.state.after(len(self._tokens), len(ids))
+            for i in range(self.state.first_needed // PAGE):
+                self.pages[i] = None
         self._tokens.extend(ids.tolist())
 
     def _fresh_state(self) -> AttentionState | None:

@@ -48,7 +48,8 @@ class Reference:
         """Of a policy, whose cache is its own from the first token on."""
         if attention.deltallm is None:  # DELTA, which does nothing before the first token is decoded
             self._prefix = self._prefix or self._begun(Session(self._model))
-            session = self._prefix.fork(attention)
+            session = Session(self._model, attention=attention)
+            session.take(self._prefix.tokens, list(self._prefix.pages))
         else:
             session = self._begun(Session(self._model, attention=attention))
         before = session.attended
