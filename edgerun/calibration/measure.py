@@ -37,19 +37,17 @@ class Reference:
 
     def __init__(self, model: Model, tokens: Sequence[int], first: int, *, one_by_one: bool) -> None:
         self._model, self._tokens, self._first = model, list(tokens), first
-        self._prefix: Session | None = None
+        self._prefix = self._begun(Session(model))
         self._chunk = 1 if one_by_one else CHUNK
         self._step = max(1, math.ceil((len(tokens) - 1 - first) * model.vocab_size * 4 / _MOST_BYTES))
-        self._logits = np.concatenate([rows.copy() for rows in self._rows(self._begun(Session(model)))])
+        self._logits = np.concatenate([rows.copy() for rows in self._rows(self._after_prefix(Attention()))])
         """float32 [compared positions, vocab_size]"""
         self.perplexity = self._compare(iter(np.split(self._logits, range(CHUNK, len(self._logits), CHUNK))))[1]
 
     def cost(self, attention: Attention) -> Cost:
         """Of a policy, whose cache is its own from the first token on."""
         if attention.deltallm is None:  # DELTA, which does nothing before the first token is decoded
-            self._prefix = self._prefix or self._begun(Session(self._model))
-            session = Session(self._model, attention=attention)
-            session.take(self._prefix.tokens, list(self._prefix.pages))
+            session = self._after_prefix(attention)
         else:
             session = self._begun(Session(self._model, attention=attention))
         before = session.attended
@@ -57,6 +55,12 @@ class Reference:
         kept, left = session.runs
         read, exact = (end - start for end, start in zip(session.attended, before, strict=True))
         return Cost(kl, perplexity, 1 - kept / left if left else 0.0, read / exact)
+
+    def _after_prefix(self, attention: Attention) -> Session:
+        """A policy from ``first`` on; what is before is exact, and shared by all of these."""
+        session = Session(self._model, attention=attention)
+        session.take(self._prefix.tokens, list(self._prefix.pages))
+        return session
 
     def _begun(self, session: Session) -> Session:
         """With the tokens before those that are compared."""

@@ -35,6 +35,15 @@ DECODED = 256
 """Tokens, at the end of the context, that DELTA is measured with."""
 PROBE = 0.012
 """What a saved key may cost locally where one layer's sensitivity is measured: a perturbation well above rounding."""
+TEXTS: dict[str, tuple[bool, int | None]] = {
+    "beginning": (False, 2048),
+    "all": (False, None),
+    "decoded": (False, None),
+    "held": (True, None),
+    "held decoded": (True, None),
+}
+"""What is measured on: whether of the held-out text, and how many tokens at most. Of those that are decoded the last
+DECODED count, else the last three quarters."""
 DOUBLINGS, HALVINGS = 8, 2
 """Steps of a price until a budget is passed, and between the two prices around it."""
 
@@ -51,7 +60,7 @@ class Search:
         self._model, self._tokens, self._held = model, list(searched), list(held)
         self._journal, self._progress = journal, progress
         self._n_layers = model.package.config.n_layers
-        self._references: dict[tuple[bool, bool], Reference] = {}
+        self._references: dict[str, Reference] = {}
 
     def settings(self, policy: Policy, budget: float) -> list[Setting]:
         """What one policy reaches within ``budget``, nats a token: the most that it can leave out first."""
@@ -123,29 +132,30 @@ class Search:
             error = curves.errors(points)[layer]
             if error > 0:
                 alone = Attention("calibrated", curves.policy(points))
-                found[layer] = self._cost(alone, one_by_one=False).kl / error
+                found[layer] = self._cost(alone, "beginning").kl / error
         self._progress(self._n_layers, self._n_layers, "sensitivity of layers")
         known = found[np.isfinite(found)]
         return np.where(np.isfinite(found), found, np.median(known) if len(known) else 1.0)
 
-    def _cost(self, attention: Attention, *, one_by_one: bool, held: bool = False) -> Cost:
-        """What a policy costs on the text that is searched, or on the other one; from the journal if it is there."""
+    def _cost(self, attention: Attention, text: str) -> Cost:
+        """What a policy costs on one of TEXTS; from the journal if it is there."""
         digest = hashlib.sha256(json.dumps(parameters(attention.deltallm, attention.delta)).encode()).hexdigest()
-        name = f"cost {'held' if held else 'searched'} {'decoded' if one_by_one else 'prefilled'} {digest[:20]}"
-        found = self._journal.find(name, lambda: asdict(self._reference(one_by_one, held).cost(attention)))
+        found = self._journal.find(f"cost {text} {digest[:20]}", lambda: asdict(self._reference(text).cost(attention)))
         return Cost(**found)
 
-    def _reference(self, one_by_one: bool, held: bool) -> Reference:
-        if (one_by_one, held) not in self._references:
-            tokens = self._held if held else self._tokens
-            n = len(tokens)
-            first = max(1, n - 1 - DECODED) if one_by_one else max(1, n // 4)
-            self._references[one_by_one, held] = Reference(self._model, tokens, first, one_by_one=one_by_one)
-        return self._references[one_by_one, held]
+    def _reference(self, text: str) -> Reference:
+        if text not in self._references:
+            held, most = TEXTS[text]
+            tokens = (self._held if held else self._tokens)[:most]
+            one_by_one = text.endswith("decoded")
+            first = max(1, len(tokens) - 1 - DECODED) if one_by_one else max(1, len(tokens) // 4)
+            self._references[text] = Reference(self._model, tokens, first, one_by_one=one_by_one)
+        return self._references[text]
 
     def _setting(self, attention: Attention, *, one_by_one: bool) -> Setting:
-        cost = self._cost(attention, one_by_one=one_by_one, held=True)
-        exact = self._journal.find(f"exact {one_by_one}", lambda: self._reference(one_by_one, held=True).perplexity)
+        text = "held decoded" if one_by_one else "held"
+        cost = self._cost(attention, text)
+        exact = self._journal.find(f"exact {text}", lambda: self._reference(text).perplexity)
         return Setting(
             attention.deltallm,
             attention.delta,
@@ -165,7 +175,7 @@ class Search:
 
         def within(price: float) -> bool:
             self._progress(len(tried), DOUBLINGS + HALVINGS, "prices of a saved key")
-            tried[price] = self._cost(make(price), one_by_one=one_by_one).kl
+            tried[price] = self._cost(make(price), "decoded" if one_by_one else "all").kl
             return tried[price] <= budget
 
         low, high = _around(within, budget)
@@ -207,7 +217,7 @@ class Search:
             self._progress(low, len(plans), "plans of DELTA")
             middle = (low + high) // 2
             attention = Attention("calibrated", delta=plans[middle])
-            kl = self._cost(attention, one_by_one=True).kl
+            kl = self._cost(attention, "decoded").kl
             if kl <= budget:
                 high = middle
                 within[middle] = (share_read(plans[middle], self._n_layers, len(self._tokens)), kl, attention)

@@ -34,6 +34,7 @@ def test_calibrate_then_run(edgerun: Run, made: Path, text: Path) -> None:
     again = edgerun(*asked)
     assert again.returncode == 0
     assert again.stdout.splitlines()[1].split()[:3] == ["deltallm", "384", f"{best['kl']:.5f}"]
+    assert f"calibrated  deltallm: 384 tokens, mean KL {best['kl']:.5f}" in edgerun("info", made).stdout
     for attention in (("--quality", "1"), ("--attention", "deltallm:kl=1")):
         answer = edgerun("run", made, "hello", "-n", 2, "--temperature", 0, *attention)
         assert answer.returncode == 0, answer.stderr
