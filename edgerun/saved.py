@@ -87,7 +87,7 @@ def restore(model: Model, path: str | os.PathLike[str]) -> Session:
         raise EdgerunError(f"{place}: is no saved session, or damaged ({error}); save it again") from error
     try:
         header = json.loads(arrays["header"].tobytes())
-        if header["format"] != FORMAT or header["version"] != VERSION:
+        if (header["format"], header["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}")
         tokens, variant = arrays["tokens"], header["variant"]
         if tokens.dtype != np.int64 or tokens.ndim != 1 or not isinstance(variant, str):
@@ -103,7 +103,7 @@ def restore(model: Model, path: str | os.PathLike[str]) -> Session:
     n = len(tokens)
     if n > model.context:
         raise EdgerunError(f"{place}: holds {n} tokens, the context is {model.context}; load with a larger context")
-    if n and not (0 <= tokens.min() and tokens.max() < model.vocab_size):
+    if n and not (tokens.min() >= 0 and tokens.max() < model.vocab_size):
         raise EdgerunError(f"{place}: is damaged: a token is not in the vocabulary; save it again")
     session = Session(model, variant, attention)
     try:

@@ -1,4 +1,4 @@
-"""What DeltaLLM keeps of a session: every head's runs, in blocks like the cache's, and how to take the last ones back."""
+"""What DeltaLLM keeps of a session: every head's runs, in blocks like the cache's, and how to take back the last."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Heads(NamedTuple):
 
 @dataclass
 class Undo:
-    """exact: from where positions were exact. elements: as Runs'. kept: uint8 [n_layers, n_kv_heads, undo_bytes], as the
-    kernel wrote it."""
+    """exact: from where positions were exact. elements: as Runs'. kept: uint8 [n_layers, n_kv_heads, undo_bytes], as
+    the kernel wrote it."""
 
     exact: int
     elements: NDArray[np.int64]
@@ -75,8 +75,9 @@ class Runs:
     @property
     def bytes(self) -> int:
         """What it holds in memory."""
-        parts = (self.starts[..., : int(self.counts.max(initial=0))], self.blocks, self.open, self.logarithms)
-        return sum(a.nbytes for a in (*self._pools, *parts, *(undo.kept for undo in self._undo)))
+        starts = 4 * self.counts.size * int(self.counts.max(initial=0))  # of zeros behind, the system gives none
+        arrays: list[NDArray[Any]] = [self.blocks, self.open, self.logarithms, *self._pools]
+        return starts + sum(a.nbytes for a in (*arrays, *(undo.kept for undo in self._undo)))
 
     @property
     def oldest(self) -> int:
@@ -200,11 +201,11 @@ class Runs:
             mine = getattr(self, key)
             _must(arrays[key].shape == mine.shape and arrays[key].dtype == mine.dtype, key)
         first = 0
-        for at in np.ndindex(counts.shape):
+        for at in np.ndindex(*counts.shape):
             part = starts[first : first + counts[at]]
             if len(part):
                 _must(part[0] == 0 and part[-1] < exact and bool((np.diff(part) > 0).all()), "starts")
-            first += counts[at]
+            first += int(counts[at])
         self._undo, self._next = [], None
         self.counts[:] = 0
         self._reserve_for(counts)
@@ -213,7 +214,7 @@ class Runs:
         first = n = 0
         for at in np.ndindex(counts.shape):
             self.starts[at][: counts[at]] = starts[first : first + counts[at]]
-            first += counts[at]
+            first += int(counts[at])
             for address in self.blocks[at][: -(-counts[at] // BLOCK)]:
                 ctypes.memmove(int(address), blocks[n].ctypes.data, self.entry_bytes)
                 n += 1

@@ -1,5 +1,5 @@
-"""A session's tape under attention policies: the records of attention told what to read, and before or behind them those
-that make runs or choose pages."""
+"""A session's tape under attention policies: the records of attention told what to read, and before or behind them
+those that make runs or choose pages."""
 
 from __future__ import annotations
 

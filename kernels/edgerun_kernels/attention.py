@@ -1,6 +1,7 @@
 """Attention over a paged cache, RoPE included: decode is split over the sequence, prefill over the queries.
 
-What it reads is a list of blocks: every position's, or what a policy left (``attention_entries.py``). Query rows that share a key/value head (query heads of a token, or tokens) go through the keys together, in tiles whose
+What it reads is a list of blocks: every position's, or what a policy left (``attention_entries.py``).
+Query rows that share a key/value head (query heads of a token, or tokens) go through the keys together, in tiles whose
 sums stay in registers. Softmax is online (Milakov & Gimelshein, arXiv 1805.02867), in steps whose bounds depend on
 places in the list only, so that results do not depend on the number of threads. The cache's formats:
 ``attention_cache.py``.

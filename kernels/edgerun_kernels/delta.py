@@ -1,5 +1,5 @@
-"""DELTA's choice of pages (arXiv 2510.09883) after a selecting layer's attention, from the weights that it left. What it
-is for, and the choice in numpy: ``edgerun/attention/delta.py``.
+"""DELTA's choice of pages (arXiv 2510.09883) after a selecting layer's attention, from the weights that it left. What
+it is for, and the choice in numpy: ``edgerun/attention/delta.py``.
 
 No key is read again: attention exports its weights relative to the largest score of their step; here they become
 probabilities, 16 positions (a page, a block of the cache) a vector.
@@ -17,7 +17,6 @@ from .simd.ops import (
     load_f32,
     load_f32x16,
     load_i32,
-    load_i64,
     splat,
     store_f32,
     store_f32x16,

@@ -287,8 +287,8 @@ def undo_bytes(cache: str, head_dim: int) -> int:
 
 
 def attention_scratch_bytes(head_dim: int) -> int:
-    """A thread's scratch for attention: ends, blocks, softmax states, outputs, weights, sums, and the queries as the format
-    wants them; or a key, a value and the two as the format wants them."""
+    """A thread's scratch for attention: ends, blocks, softmax states, outputs, weights, sums, and the queries as the
+    format wants them; or a key, a value and the two as the format wants them."""
     rows, padded = PREFILL_TILE, -(-head_dim // GROUP) * GROUP
     prepared = max(4 * rows * padded, activation_bytes(padded, rows))
     return 64 + 16 * CHUNK // BLOCK + 256 + 4 * rows * padded + 4 * rows * CHUNK + 64 * 2 * rows + prepared

@@ -391,7 +391,10 @@ def _page_parts(cache: str, dim: int, page: NDArray[np.uint8]) -> dict[str, Arra
     padded = padded_head(cache, dim)
     groups = padded // GROUP
     kind = np.float16 if cache == "f16" else np.float32
-    fields: dict[str, tuple[Any, tuple[int, ...]]] = {"keys": (kind, (padded, BLOCK)), "values": (kind, (BLOCK, padded))}
+    fields: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "keys": (kind, (padded, BLOCK)),
+        "values": (kind, (BLOCK, padded)),
+    }
     if cache == "q8":
         fields = {
             "keys": (np.int8, (groups, GROUP // 4, BLOCK, 4)),

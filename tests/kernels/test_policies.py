@@ -103,7 +103,10 @@ def clear_of(keys: Array, theta: float, sinks: int) -> bool:
     for head in keys if keys.shape[1] else ():
         at = head[0]
         for t in range(1, len(head)):
-            moved, limit = np.square(head[t] - at, dtype=np.float64).sum(), theta**2 * np.square(at, dtype=np.float64).sum()
+            moved, limit = (
+                np.square(head[t] - at, dtype=np.float64).sum(),
+                theta**2 * np.square(at, dtype=np.float64).sum(),
+            )
             if t > sinks and abs(moved - limit) < 1e-4 * limit:
                 return False
             if t <= sinks or moved >= limit:
@@ -127,7 +130,7 @@ def test_runs(
 ) -> None:
     """Which tokens share a key, their mean values, and attention over them; the same at every number of threads."""
     row = Row.make(position, *heads, dim, 0.9, seed)
-    wanted_keys, wanted_values = stored(cache, row)
+    wanted_keys, _ = stored(cache, row)
     policy = DeltaLLM(np.full((1, heads[0]), theta, np.float32), window=128, sinks=sinks)
     exact = policy.exact_from(position)
     if not clear_of(wanted_keys[:, :exact], theta, sinks):
@@ -149,7 +152,9 @@ def test_runs(
     for head in range(heads[0]):
         starts = np.flatnonzero(sent[head])
         lengths = np.diff([*starts, exact])
-        means = np.add.reduceat(values[head, :exact].astype(np.float64), starts, 0) / lengths[:, None] if exact else None
+        means = (
+            np.add.reduceat(values[head, :exact].astype(np.float64), starts, 0) / lengths[:, None] if exact else None
+        )
         some_keys = np.concatenate([keys[head, starts], keys[head, exact:]])
         some_values = values[head, exact:] if means is None else np.concatenate([means, values[head, exact:]])
         bias = np.concatenate([np.log(lengths), np.zeros(position + 1 - exact)])
@@ -162,7 +167,10 @@ def test_runs(
 
 def stored(cache: str, row: Row) -> tuple[Array, Array]:
     """The old keys and values as the cache has them."""
-    held = [reference.unpack_page(cache, page, row.q.shape[1]) for page in pages(cache, row.keys, row.values, row.keys.shape[1])]
+    held = [
+        reference.unpack_page(cache, page, row.q.shape[1])
+        for page in pages(cache, row.keys, row.values, row.keys.shape[1])
+    ]
     keys, values = (np.concatenate([page[i] for page in held], 1)[:, : row.keys.shape[1]] for i in (0, 1))
     return keys, values
 
@@ -255,7 +263,9 @@ def test_pages(
     assert (np.diff(got) > 0).all()
     # Pages whose scores are the same but for rounding may stand for each other.
     left, taken = np.setdiff1d(best, got), np.setdiff1d(got, best)
-    np.testing.assert_allclose(np.sort(pages_wanted[left]), np.sort(pages_wanted[taken]), rtol=0.02 if cache == "q8" else 1e-3)
+    np.testing.assert_allclose(
+        np.sort(pages_wanted[left]), np.sort(pages_wanted[taken]), rtol=0.02 if cache == "q8" else 1e-3
+    )
     seen = np.isin(np.arange(position + 1) // 16, got)
     for head in range(heads[0]):
         expected = attention_of(q[head], keys[head, seen], values[head, seen], np.zeros(seen.sum()))
