@@ -44,6 +44,8 @@ TEXTS: dict[str, tuple[bool, int | None]] = {
 }
 """What is measured on: whether of the held-out text, and how many tokens at most. Of those that are decoded the last
 DECODED count, else the last three quarters."""
+RUNGS = (1, 0.75, 0.5, 0.25)
+"""Parts of a budget that settings are kept for: held-out text may cost more, and users may want to pay less."""
 DOUBLINGS, HALVINGS = 8, 2
 """Steps of a price until a budget is passed, and between the two prices around it."""
 
@@ -64,32 +66,35 @@ class Search:
 
     def settings(self, policy: Policy, budget: float) -> list[Setting]:
         """What one policy reaches within ``budget``, nats a token: the most that it can leave out first."""
-        if policy == "delta":
-            found = self._pages(budget)
-            return [] if found is None else [self._setting(found, one_by_one=True)]
-        if policy == "both":
-            pages = self._pages(budget / 2)
-            if pages is None or pages.delta is None:
-                return []
-            exact = (*pages.delta.full, *pages.delta.select)
-            curves = self._curves("key")
-            rungs = self._ladder(
-                lambda price: Attention(
-                    "calibrated", curves.policy(curves.points(self._sensitivity, price, exact)), pages.delta
-                ),
+        if policy in ("delta", "both"):
+            text = "held decoded"
+            found = self._with_pages(budget) if policy == "both" else self._pages(budget)
+        else:
+            text = "held"
+            curves = self._curves("element" if policy == "deltallm-element" else "key")
+            found = self._ladder(
+                lambda price: Attention("calibrated", curves.policy(curves.points(self._sensitivity, price))),
                 budget,
-                one_by_one=True,
+                "all",
             )
-            return [self._setting(rung, one_by_one=True) for rung in rungs]
-        curves = self._curves("element" if policy == "deltallm-element" else "key")
-        rungs = self._ladder(
-            lambda price: Attention("calibrated", curves.policy(curves.points(self._sensitivity, price))),
-            budget,
-            one_by_one=False,
-        )
-        if policy == "deltallm-element":
-            rungs = rungs[:1]  # its tables are large, and it saves no bytes
-        return [self._setting(rung, one_by_one=False) for rung in rungs]
+            if policy == "deltallm-element":
+                del found[1:]  # its tables are large, and it saves no bytes
+        settings = [self._setting(attention, text) for attention in found]
+        return [setting for setting in settings if setting.sparsity > 0 or setting.read_share < 1]
+
+    def _with_pages(self, budget: float) -> list[Attention]:
+        """DELTA for half of the budget, and for the rest DeltaLLM in the layers that read everything."""
+        delta = next((attention.delta for attention in self._pages(budget / 2)), None)
+        if delta is None:
+            return []
+        exact = (*delta.full, *delta.select)
+        curves = self._curves("key")
+
+        def policy(price: float) -> Attention:
+            keys = curves.policy(curves.points(self._sensitivity, price, exact))
+            return Attention("calibrated", keys, delta)
+
+        return self._ladder(policy, budget, "decoded")
 
     # --- what is measured once ----------------------------------------------------------------------------------------
 
@@ -152,8 +157,7 @@ class Search:
             self._references[text] = Reference(self._model, tokens, first, one_by_one=one_by_one)
         return self._references[text]
 
-    def _setting(self, attention: Attention, *, one_by_one: bool) -> Setting:
-        text = "held decoded" if one_by_one else "held"
+    def _setting(self, attention: Attention, text: str) -> Setting:
         cost = self._cost(attention, text)
         exact = self._journal.find(f"exact {text}", lambda: self._reference(text).perplexity)
         return Setting(
@@ -169,13 +173,13 @@ class Search:
 
     # --- searches -----------------------------------------------------------------------------------------------------
 
-    def _ladder(self, make: Callable[[float], Attention], budget: float, *, one_by_one: bool) -> list[Attention]:
-        """Settings by their price: the highest within the budget, and those nearest within its half and its quarter."""
+    def _ladder(self, make: Callable[[float], Attention], budget: float, text: str) -> list[Attention]:
+        """Settings by their price: the highest within the budget, and those within RUNGS of it."""
         tried: dict[float, float] = {}
 
         def within(price: float) -> bool:
             self._progress(len(tried), DOUBLINGS + HALVINGS, "prices of a saved key")
-            tried[price] = self._cost(make(price), "decoded" if one_by_one else "all").kl
+            tried[price] = self._cost(make(price), text).kl
             return tried[price] <= budget
 
         low, high = _around(within, budget)
@@ -184,18 +188,18 @@ class Search:
             low, high = (middle, high) if within(middle) else (low, middle)
         self._progress(DOUBLINGS + HALVINGS, DOUBLINGS + HALVINGS, "prices of a saved key")
         rungs: list[float] = []
-        for part in (1, 2, 4):
-            fits = [price for price, kl in tried.items() if kl <= budget / part]
+        for part in RUNGS:
+            fits = [price for price, kl in tried.items() if kl <= budget * part]
             if fits and max(fits) not in rungs:
                 rungs.append(max(fits))
         return [make(price) for price in rungs]
 
-    def _pages(self, budget: float) -> Attention | None:
-        """The plan of DELTA that reads least within the budget."""
+    def _pages(self, budget: float) -> list[Attention]:
+        """The plan of DELTA that reads least within the budget; none if there is none."""
         n = len(self._tokens)
         pages = budgets(n)
         if not pages:
-            return None
+            return []
         errors = np.array(
             self._journal.find(
                 "pages",
@@ -207,7 +211,7 @@ class Search:
             found = self._cheapest(candidates(errors, weights, pages, n), budget)
             if found is not None and (best is None or found[:2] < best[:2]):
                 best = found
-        return None if best is None else best[2]
+        return [] if best is None else [best[2]]
 
     def _cheapest(self, plans: list[Delta], budget: float) -> tuple[float, float, Attention] | None:
         """The first of plans, ordered by cost, within the budget: (share read, divergence, plan)."""
