@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.attention.delta import SPAN, Delta, choose_pages
+from edgerun.attention.delta import SPAN, choose_pages
 from edgerun.calibration.capture import Capture
 from edgerun.calibration.output import OutputProjection
 from edgerun.progress import Progress, silent
@@ -96,15 +96,19 @@ def _chosen(scores: F32, positions: NDArray[np.int64], budgets: Sequence[int], r
     return chosen
 
 
-def plan(errors: F64, sensitivity: F64, n_exact: int) -> tuple[float, tuple[int, ...], tuple[int, ...]]:
-    """The least cost with at most ``n_exact`` layers that read everything, and which: (cost, full, select).
+Plan = tuple[float, tuple[int, ...], tuple[int, ...]]
+"""Cost, full layers, selecting layers."""
+
+
+def plans(errors: F64, sensitivity: F64, most: int) -> list[Plan]:
+    """The plans of least cost with at most 1, 2, … ``most`` layers that read everything.
 
     errors: [n_layers, n_layers] of one budget. sensitivity: [n_layers].
     """
     n_layers = len(errors)
 
     @cache
-    def best(layer: int, selects: int, left: int) -> tuple[float, tuple[int, ...], tuple[int, ...]]:
+    def best(layer: int, selects: int, left: int) -> Plan:
         if layer == n_layers:
             return 0.0, (), ()
         found = []
@@ -118,15 +122,4 @@ def plan(errors: F64, sensitivity: F64, n_exact: int) -> tuple[float, tuple[int,
             found.append((cost, full, (layer, *select)))
         return min(found) if found else (np.inf, (), ())
 
-    return best(0, -1, n_exact)
-
-
-def cost_of(errors: F64, sensitivity: F64, delta: Delta) -> float:
-    """What ``plan`` adds up, of given layers."""
-    total, selects = 0.0, -1
-    for layer in range(len(errors)):
-        if layer in delta.select:
-            selects = layer
-        elif layer not in delta.full:
-            total += float(sensitivity[layer] * errors[selects, layer])
-    return total
+    return [best(0, -1, n_exact) for n_exact in range(1, most + 1)]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from edgerun.attention.delta import SPAN, Delta
-from edgerun.calibration.pages import F64, cost_of, plan
+from edgerun.calibration.pages import F64, plans
 
 RECENT = 8
 SHARES = (0.02, 0.03, 0.045, 0.06, 0.075, 0.09, 0.12, 0.18, 0.25, 0.5)
@@ -30,8 +28,10 @@ def candidates(errors: F64, sensitivity: F64, budget_pages: list[int], context: 
     n_layers = len(sensitivity)
     found: list[tuple[float, float, Delta]] = []
     for table, budget in zip(errors, budget_pages, strict=True):
-        for delta in _plans(table, sensitivity, budget):
-            found.append((share_read(delta, n_layers, context), cost_of(table, sensitivity, delta), delta))
+        for cost, full, select in plans(table, sensitivity, max(1, n_layers // 2)):
+            if select:
+                delta = Delta(full, select, budget, RECENT)
+                found.append((share_read(delta, n_layers, context), cost, delta))
     best: list[Delta] = []
     least = float("inf")
     for _, cost, delta in sorted(found, key=lambda one: one[:2]):
@@ -39,11 +39,3 @@ def candidates(errors: F64, sensitivity: F64, budget_pages: list[int], context: 
             least = cost
             best.append(delta)
     return best
-
-
-def _plans(errors: F64, sensitivity: F64, budget: int) -> Iterator[Delta]:
-    n_layers = len(sensitivity)
-    for n_exact in range(1, max(2, n_layers // 2) + 1):
-        _, full, select = plan(errors, sensitivity, n_exact)
-        if select:
-            yield Delta(full, select, budget, RECENT)
