@@ -59,7 +59,8 @@ def command(
 
     The first half of the text is searched, costs are measured on the second. Afterwards `--quality X`, wherever a
     model runs, takes the setting that reads least and costs at most X; `--attention deltallm` and `delta` need no
-    parameters. An interrupted calibration goes on where it was.
+    parameters. Longer texts may cost more: calibrate with the context that you use. An interrupted calibration goes on
+    where it was.
     """
     from edgerun.calibration.calibrate import POLICIES, calibrate
 
