@@ -14,7 +14,7 @@ from edgerun_kernels.record import BLOCK, LayerState, block_bytes, padded_head, 
 from edgerun_kernels.team import aligned
 
 POOL_BLOCKS = 64
-"""Blocks that are allocated together."""
+"""Blocks that are allocated together, at least; more once there are many, so that the system can give large pages."""
 MOST_UNDO = 2
 """Steps that can be taken back: a session can be rewound by so many and the window without computing anything again."""
 
@@ -160,9 +160,10 @@ class Runs:
         for layer, head in np.argwhere((wanted > self._have) & self.layers[:, None]):
             while self._have[layer, head] < wanted[layer, head]:
                 if not self._free:
-                    pool = aligned(POOL_BLOCKS * self.entry_bytes)
+                    n_new = max(POOL_BLOCKS, int(self._have.sum()) // 8)
+                    pool = aligned(n_new * self.entry_bytes)
                     self._pools.append(pool)
-                    self._free = [int(pool.ctypes.data) + i * self.entry_bytes for i in reversed(range(POOL_BLOCKS))]
+                    self._free = [int(pool.ctypes.data) + i * self.entry_bytes for i in reversed(range(n_new))]
                 self.blocks[layer, head, self._have[layer, head]] = self._free.pop()
                 self._have[layer, head] += 1
 

@@ -32,7 +32,7 @@ FORCED = 0x7F000000
 
 
 @inner
-def factor(op, layer, head, step):
+def factor(layer, head, step):
     """What makes probabilities of a head's weights in a step."""
     norms = field(layer, LayerState.NORMS) + 8 * head
     steps = field(layer, LayerState.WEIGHTS_STRIDE) // CHUNK
@@ -41,49 +41,56 @@ def factor(op, layer, head, step):
 
 
 @inner
-def largest_probability(op, layer, first, n_heads, entry):
-    """Of 16 entries, over heads [first, first + n_heads)."""
-    stride = field(layer, LayerState.WEIGHTS_STRIDE)
-    best = splat(ZERO)
+def step_probabilities(layer, first, n_heads, start, out):
+    """Of the entries of a step, the largest over heads [first, first + n_heads): float32 [CHUNK]."""
+    for i in range(0, CHUNK, 16):
+        store_f32x16(out + 4 * i, splat(ZERO))
     for head in range(first, first + n_heads):
-        weights = load_f32x16(field(layer, LayerState.WEIGHTS) + 4 * (head * stride + entry))
-        best = vmax(weights * factor(op, layer, head, entry // CHUNK), best)
-    return best
+        weights = field(layer, LayerState.WEIGHTS) + 4 * (head * field(layer, LayerState.WEIGHTS_STRIDE) + start)
+        scale = factor(layer, head, start // CHUNK)
+        for i in range(0, CHUNK, 16):
+            best = vmax(load_f32x16(weights + 4 * i) * scale, load_f32x16(out + 4 * i))
+            store_f32x16(out + 4 * i, best)
 
 
 @inner
 def spread_runs(op, run, layer, kv_head, room):
     """Every position's own share of its run's probability, the largest of the heads that share the runs; positions
-    that are no runs keep theirs. room: 64 bytes."""
+    that are no runs keep theirs. room: float32 [CHUNK]."""
     group = field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS)
     target = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
     n_runs, padded = runs_end(op, run, kv_head), runs_padded(op, run, kv_head)
     most = BLOCK * field(layer, LayerState.MOST_BLOCKS)
     starts = field(layer, LayerState.STARTS) + 4 * most * kv_head
     exact = field(layer, LayerState.EXACT_TO)
-    for entry in range(0, n_runs, BLOCK):
-        store_f32x16(room, largest_probability(op, layer, kv_head * group, group, entry))
-        for i in range(min(BLOCK, n_runs - entry)):
-            begin = load_i32(starts + 4 * (entry + i))
-            end = np.int64(load_i32(starts + 4 * (entry + i + 1))) if entry + i + 1 < n_runs else exact
+    for start in range(0, n_runs, CHUNK):
+        step_probabilities(layer, kv_head * group, group, start, room)
+        for i in range(min(CHUNK, n_runs - start)):
+            begin = load_i32(starts + 4 * (start + i))
+            end = np.int64(load_i32(starts + 4 * (start + i + 1))) if start + i + 1 < n_runs else exact
             value = load_f32(room + 4 * i) / np.float32(end - begin)
             for position in range(begin, end):
                 store_f32(target + 4 * position, value)
-    for position in range(exact, field(run, Run.POSITION) + 1, BLOCK):
-        lanes = largest_probability(op, layer, kv_head * group, group, padded + position - exact)
-        store_f32x16(target + 4 * position, lanes)
+    for position in range(exact, field(run, Run.POSITION) + 1, CHUNK):
+        step_probabilities(layer, kv_head * group, group, padded + position - exact, target + 4 * position)
 
 
 @inner
-def score(op, layer, page):
-    """Sum over a page's positions of the largest probability over all heads."""
+def score(op, layer, first, n_pages, room):
+    """Of the pages of a step, from ``first`` on: the sum over a page's positions of the largest probability over all
+    heads."""
+    start = first * BLOCK
     if field(op, Field.MODE) != RUNS:
-        return sum_f32(largest_probability(op, layer, 0, field(op, Field.N_HEADS), page * BLOCK))
-    tokens, stride = field(layer, LayerState.TOKENS), field(layer, LayerState.WEIGHTS_STRIDE)
-    best = splat(ZERO)
-    for kv_head in range(field(op, Field.N_KV_HEADS)):
-        best = vmax(load_f32x16(tokens + 4 * (kv_head * stride + page * BLOCK)), best)
-    return sum_f32(best)
+        step_probabilities(layer, 0, field(op, Field.N_HEADS), start, room)
+    for page in range(first, min(first + CHUNK // BLOCK, n_pages)):
+        at = 4 * (page - first) * BLOCK
+        best = load_f32x16(room + at)
+        if field(op, Field.MODE) == RUNS:
+            best = splat(ZERO)
+            for kv_head in range(field(op, Field.N_KV_HEADS)):
+                tokens = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
+                best = vmax(load_f32x16(tokens + 4 * start + at), best)
+        store_f32(field(layer, LayerState.SCORES) + 4 * page, sum_f32(best))
 
 
 @inner
@@ -128,17 +135,18 @@ def select_pages(op, run, tid, n_threads):
         return
     layer = layer_state(op, run)
     barrier = field(run, Run.BARRIER)
+    room = field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
     if field(op, Field.MODE) == RUNS:
-        room = field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
         n_kv_heads = field(op, Field.N_KV_HEADS)
         for kv_head in range(share(n_kv_heads, tid, n_threads), share(n_kv_heads, tid + 1, n_threads)):
             spread_runs(op, run, layer, kv_head, room)
         wait_for_all(barrier, n_threads, False)
     n_pages = field(run, Run.POSITION) // BLOCK + 1
-    scores = field(layer, LayerState.SCORES)
-    for page in range(share(n_pages, tid, n_threads), share(n_pages, tid + 1, n_threads)):
-        store_f32(scores + 4 * page, score(op, layer, page))
+    per = CHUNK // BLOCK
+    n_steps = (n_pages + per - 1) // per
+    for step in range(share(n_steps, tid, n_threads), share(n_steps, tid + 1, n_threads)):
+        score(op, layer, step * per, n_pages, room)
     wait_for_all(barrier, n_threads, False)
     if tid == 0:
         budget, recent = field(layer, LayerState.BUDGET), field(layer, LayerState.RECENT)
-        choose(scores, n_pages, budget, recent, field(layer, LayerState.CHOSEN))
+        choose(field(layer, LayerState.SCORES), n_pages, budget, recent, field(layer, LayerState.CHOSEN))

@@ -117,6 +117,30 @@ def test_a_rewound_session_goes_on_as_one_that_never_went_further(model: Model, 
 
 
 @every_policy
+@pytest.mark.parametrize("ran", [False, True])
+def test_an_interrupted_run_is_taken_back(
+    model: Model, policy: str, ran: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ctrl-C before or after the kernels have made runs."""
+    session, other = (model.session(attention=policy) for _ in range(2))
+    session.prefill(TOKENS[:512])
+    other.prefill(TOKENS[:512])
+    run = model.run
+
+    def interrupted(*arguments: object) -> None:
+        if ran:
+            run(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.decode(TOKENS[0])
+    assert session.runs == other.runs
+    np.testing.assert_array_equal(goes_on(session), goes_on(other))
+
+
+@every_policy
 def test_rewinding_far_back_computes_again(model: Model, policy: str) -> None:
     session, other = (model.session(attention=policy) for _ in range(2))
     session.prefill(TOKENS)
