@@ -2,7 +2,7 @@
 
     python -m benchmarks.long_context PACKAGE --threads 1,2 --depth 8000,32000 --attention SPEC --attention SPEC ...
 
-The cache is filled with random values and with keys of which three in ten are new and the others near the one before, so
+    python -m benchmarks.long_context PACKAGE --threads 1,2 --depth 8000,32000 --attention SPEC --attention SPEC
 that DeltaLLM with theta=0.5 makes runs of them (70 % sparsity): speed only, with random weights too. Every policy takes
 turns with exact attention in one process; ratios are of medians. Writes one JSON object.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgerun.attention.runs import Heads
 from edgerun.attention.spec import FULL, parse
+from edgerun.attention.spec import quality as calibrated
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.lowering import lower
 from edgerun.lowering.lower import CacheType, Compute
@@ -54,6 +55,7 @@ def load(
     cache: CacheType = "f16",
     variant: str | os.PathLike[str] | None = None,
     attention: str | None = None,
+    quality: float | None = None,
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
 
@@ -64,10 +66,16 @@ def load(
     all to 8; "float32" does not quantise them (slow; for comparisons).
     cache: element type of keys and values: "f16"; "q8", half as large and a little less exact; "f32".
     variant, attention: what sessions run that name none themselves; see ``Model.session``.
+    quality: instead of ``attention``, what its approximation may cost, in nats a token: of the settings that
+    ``edgerun calibrate`` found, the one within it that reads least.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
     from edgerun.hub import resolve
 
+    if quality is not None:
+        if attention is not None:
+            raise OptionError("attention and quality both say what attention leaves out; give one of them")
+        attention = calibrated(quality)
     return Model(
         resolve(model),
         threads=threads,
@@ -130,6 +138,9 @@ class Model:
         self.profile: NDArray[np.int64] | None = None
         """Where every run of a tape with n_ops ops adds, int64 [2, n_ops], the ticks that each took, and the columns
         that it read where it leaves out some; None: nothing is measured."""
+        self.stops: dict[int, Callable[[NDArray[np.int64]], None]] = {}
+        """What every run calls, with its run record, before the op of that index, while no thread computes. For
+        calibration, which reads there what the arena holds."""
         self._turn = threading.Lock()
         self._team = Team(self.kernels, self.threads)
         self._closed = False
@@ -207,7 +218,12 @@ class Model:
             record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
             if self.profile is not None and self.profile.shape[1] == len(ops):
                 record[Run.PROFILE] = self.profile.ctypes.data
-            self._team.run(int(ops.ctypes.data), len(ops), int(record.ctypes.data))
+            start = 0
+            for stop in (*sorted(self.stops), len(ops)):
+                self._team.run(int(ops[start:].ctypes.data), stop - start, int(record.ctypes.data))
+                if stop < len(ops):
+                    self.stops[stop](record)
+                start = stop
 
     def close(self) -> None:
         """Ends the threads. Idempotent; sessions of a closed model raise EdgerunError."""

@@ -1,5 +1,9 @@
 """What a user writes for an attention policy: "full", "deltallm:theta=0.5,window=128", "delta:budget=512,select=2/8",
-or both, joined by "+": DELTA choosing pages in its sparse layers, DeltaLLM's runs in all others."""
+or both, joined by "+": DELTA choosing pages in its sparse layers, DeltaLLM's runs in all others.
+
+Calibrated settings need no parameters: "deltallm:kl=0.01" is the one that reads least and cost at most 0.01 nats a
+token when it was calibrated ("deltallm" alone: at most DEFAULT_KL), and "quality:kl=0.01" the one of any policy.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,20 @@ import numpy as np
 from edgerun.attention.delta import SPAN, Delta
 from edgerun.attention.deltallm import DeltaLLM
 from edgerun.errors import OptionError
+from edgerun.package.calibration import read_settings
 from edgerun.package.config import Config
 
 FULL = "full"
+QUALITY = "quality"
+DEFAULT_KL = 0.02
+"""Nats a token that a calibrated setting may cost where the user states nothing."""
+_CALIBRATED = ("deltallm", "delta", "deltallm+delta")
+TYPICAL = 4096
+"""Tokens at which settings are compared by the bytes that they read."""
 T = TypeVar("T")
 PUBLISHED = (2 / 28, 14 / 28, 22 / 28)
 """Which layers select in the paper's models of 28."""
-HELP = f"{FULL}, deltallm:theta=X, delta:budget=TOKENS, or deltallm:…+delta:…"
+HELP = f"{FULL}, deltallm:theta=X, delta:budget=TOKENS, or deltallm:…+delta:…; calibrated: deltallm:kl=X, delta:kl=X"
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,9 @@ def parse(text: str, config: Config) -> Attention:
     """The policies of a text for a model. Raises OptionError, which says what is wrong with it."""
     if text == FULL:
         return Attention()
+    calibrated = _calibrated(text, config)
+    if calibrated is not None:
+        return calibrated
     found: dict[str, Any] = {}
     for part in text.split("+"):
         name, _, rest = part.strip().partition(":")
@@ -46,6 +60,60 @@ def parse(text: str, config: Config) -> Attention:
         found[name] = _MAKERS[name](values, config)
         values.finish()
     return Attention(text, found.get("deltallm"), found.get("delta"))
+
+
+def quality(kl: float) -> str:
+    """What to write for the calibrated setting of any policy that reads least and costs at most ``kl``."""
+    return f"{QUALITY}:kl={kl}"
+
+
+def _calibrated(text: str, config: Config) -> Attention | None:
+    """The calibrated setting that a text asks for; None if it gives parameters, or asks for nothing calibrated."""
+    names, limits = [], []
+    for part in text.split("+"):
+        name, _, rest = part.strip().partition(":")
+        items = {key.strip(): value.strip() for key, _, value in (i.partition("=") for i in rest.split(",") if i)}
+        element = name == "deltallm" and items.get("form") == "element"
+        if element:
+            del items["form"]
+        if set(items) - {"kl"}:
+            return None
+        names.append(f"{name}-element" if element else name)
+        if "kl" in items:
+            limits.append(_limit(text, name, items["kl"]))
+    asked = bool(limits) or names == [QUALITY]
+    limit = min(limits, default=DEFAULT_KL)
+    policy = "+".join(sorted(names, reverse=True))
+    if policy not in (QUALITY, *_CALIBRATED, "deltallm-element"):
+        return None
+    policies = _CALIBRATED if policy == QUALITY else (policy,)
+    settings = [s for s in read_settings(config) if s.policy in policies]
+    if not settings and asked:
+        raise OptionError(
+            f"attention {text!r}: this model has no calibrated {' or '.join(policies)}; run `edgerun calibrate` first"
+        )
+    within = [s for s in settings if s.kl <= limit]
+    if not within and policy == QUALITY:
+        return Attention(text)  # exact attention costs nothing
+    if not within and settings:
+        least = min(s.kl for s in settings)
+        raise OptionError(
+            f"attention {text!r}: no calibrated setting costs at most {limit:g}; the best has kl={least:.4g}"
+        )
+    if not within:
+        return None
+    best = min(within, key=lambda s: (s.bytes_share(TYPICAL, config.n_layers), s.kl))
+    return Attention(text, best.deltallm, best.delta)
+
+
+def _limit(text: str, name: str, written: str) -> float:
+    try:
+        limit = float(written)
+    except ValueError:
+        limit = math.nan
+    if not 0 <= limit < math.inf:
+        raise OptionError(f"attention {text!r}: {name}: kl is {written}; it must be a number of at least 0")
+    return limit
 
 
 class _Values:
@@ -90,7 +158,10 @@ def _deltallm(values: _Values, config: Config) -> DeltaLLM:
     form = values.take("form", str, "key", "key or element", lambda name: name in ("key", "element"))
     theta = values.take("theta", float, math.nan, "a number of at least 0", lambda x: 0 <= x < math.inf)
     if math.isnan(theta):
-        raise values.wrong("give theta, how near to its reference a key must be (0: exact; 0.5: half of its length)")
+        raise values.wrong(
+            "give theta, how near to its reference a key must be (0: exact; 0.5: half of its length), or find one for "
+            "every head with `edgerun calibrate`"
+        )
     heads = (config.n_layers, config.n_kv_heads)
     return DeltaLLM(
         theta=np.full(heads, theta, np.float32),

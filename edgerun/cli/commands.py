@@ -9,7 +9,7 @@ import click
 from edgerun import __version__
 from edgerun.cli.command import debug_option
 
-NAMES = ("chat", "run", "pull", "export", "info", "cache", "bench", "eval", "variant")
+NAMES = ("chat", "run", "pull", "export", "info", "cache", "bench", "eval", "calibrate", "variant")
 
 
 SETTINGS: dict[str, object] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

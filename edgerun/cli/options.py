@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from edgerun.cli.command import Function, option
+from edgerun.errors import OptionError
 from edgerun.text.options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -96,12 +97,34 @@ variant_option = _machine(
     help="Fine-tuned variant of the model: a name, a file, or a sum such as a:0.5+b:0.5.  [default: none]",
 )
 
-attention_option = _machine(
+_attention = _machine(
     "--attention",
     metavar="SPEC",
-    help="What attention leaves out: full (nothing), deltallm:theta=X, delta:budget=TOKENS, or both joined by +.  "
-    "[default: full]",
+    help="What attention leaves out: full (nothing), deltallm:theta=X, delta:budget=TOKENS, or both joined by +; "
+    "without parameters as `edgerun calibrate` found them.  [default: full]",
 )
+_quality = _machine(
+    "--quality",
+    type=click.FloatRange(0),
+    metavar="KL",
+    help="Leave out what attention may at this cost (nats a token, such as 0.02), as `edgerun calibrate` found it.",
+)
+
+
+def attention_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds both ways to say what attention leaves out; the command gets them as one argument, `attention`."""
+
+    @wraps(function)
+    def one(attention: str | None, quality: float | None, **others: Any) -> Any:
+        if quality is None:
+            return function(attention=attention, **others)
+        if attention is not None:
+            raise OptionError("--attention and --quality both say what attention leaves out; give one of them")
+        from edgerun.attention.spec import quality as calibrated
+
+        return function(attention=calibrated(quality), **others)
+
+    return _attention(_quality(one))
 
 
 def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgerun.errors import PackageError
+from edgerun.package.calibration import read_settings
 from edgerun.package.problem import damaged, shown
 
 FORMAT_VERSION = 1
@@ -128,6 +129,7 @@ def _check_values(path: Path, config: Config) -> None:
     notes = config.quantisation.get("notes")
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise damaged(path, "field quantisation.notes is no list of texts")
+    read_settings(config, path)
 
 
 def _finite(value: float) -> bool:
