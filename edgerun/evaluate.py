@@ -23,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerun.errors import EdgerunError, OptionError
+from edgerun.profile import weight_bytes_skipped
 from edgerun.progress import Progress, silent
+from edgerun.sparsity.spec import NONE
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -63,6 +65,8 @@ class ModelScorer:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._session = model.session()
+        self._decoded = 0
+        self._measured = np.zeros((2, len(self._session.tape.ops)), np.int64)
 
     @property
     def bos_id(self) -> int | None:
@@ -75,7 +79,26 @@ class ModelScorer:
         self._session.reset()
         if first:
             self._session.prefill(tokens[:first])
-        return self._session.score(tokens[first:], chunk=CHUNK)
+        if self._session.sparsity == NONE:
+            return self._session.score(tokens[first:], chunk=CHUNK)
+        return self._decode(tokens[first:])
+
+    def _decode(self, tokens: Sequence[int]) -> Iterator[Logits]:
+        """One by one, as a sparse session skips weights."""
+        for start in range(0, len(tokens), CHUNK):
+            part = tokens[start : start + CHUNK]
+            self._model.profile = self._measured
+            try:
+                yield np.stack([self._session.decode(token).copy() for token in part])
+            finally:
+                self._model.profile = None
+            self._decoded += len(part)
+
+    def weight_bytes_skipped(self) -> float | None:
+        """The share of the weights' bytes that the decoded tokens left unread, 0 to 1; None without sparsity."""
+        if self._session.sparsity == NONE:
+            return None
+        return weight_bytes_skipped(self._session.tape, self._measured, self._decoded)
 
     def __enter__(self) -> ModelScorer:
         return self

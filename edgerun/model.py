@@ -18,6 +18,7 @@ from edgerun.lowering.lower import CacheType, Compute
 from edgerun.lowering.tape import Tape
 from edgerun.package.reader import open_package
 from edgerun.rope import RotaryTable
+from edgerun.sparsity.resident import Sparsity
 from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels
@@ -51,6 +52,7 @@ def load(
     compute: Compute = "mixed",
     cache: CacheType = "f16",
     variant: str | os.PathLike[str] | None = None,
+    sparsity: str | None = None,
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
 
@@ -60,12 +62,20 @@ def load(
     a group holds outliers (nearer to exact than other runtimes' 8 bits); "int16" all to 16 (as good as exact), "int8"
     all to 8; "float32" does not quantise them (slow; for comparisons).
     cache: element type of keys and values: "f16"; "q8", half as large and a little less exact; "f32".
-    variant: what sessions run that name none themselves; see ``Model.session``.
+    variant, sparsity: what sessions run that name none themselves; see ``Model.session``.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
     from edgerun.hub import resolve
 
-    return Model(resolve(model), threads=threads, context=context, compute=compute, cache=cache, variant=variant)
+    return Model(
+        resolve(model),
+        threads=threads,
+        context=context,
+        compute=compute,
+        cache=cache,
+        variant=variant,
+        sparsity=sparsity,
+    )
 
 
 class Model:
@@ -80,6 +90,7 @@ class Model:
         compute: Compute = "mixed",
         cache: CacheType = "f16",
         variant: str | os.PathLike[str] | None = None,
+        sparsity: str | None = None,
     ) -> None:
         _check_choice("compute", compute, get_args(Compute))
         _check_choice("cache", cache, get_args(CacheType))
@@ -107,7 +118,10 @@ class Model:
         self.variants = Variants(self.package, self.tape)
         """The variants that were used, mapped and ready; see ``Variants``."""
         self.variant = "none" if variant is None else os.fspath(variant)
-        self.variants.tape(self.variant)
+        self.sparsities = Sparsity(self.package, self.tape, self.threads)
+        """The columns for activation sparsity, mapped once they are used; see ``Sparsity``."""
+        self.sparsity = "none" if sparsity is None else sparsity
+        self.sparsities.tape(self.variants.tape(self.variant), self.sparsity)
         _return_memory()
         self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
         self._rope = RotaryTable(self.tape.inv_freq)
@@ -118,16 +132,20 @@ class Model:
         self._team = Team(self.kernels, self.threads)
         self._closed = False
 
-    def session(self, variant: str | os.PathLike[str] | None = None) -> Session:
+    def session(self, variant: str | os.PathLike[str] | None = None, *, sparsity: str | None = None) -> Session:
         """A new, empty session.
 
         variant: a fine-tuned variant of this model: a name (``edgerun variant list``), a variant file, or a sum of
         several with weights, "a:0.5+b:0.5"; "none" for the model as it is. Default: the model's own default. Sessions
         with different variants run side by side. Raises VariantError.
+        sparsity: which weights a decoded token leaves unread: "threshold:keep=0.6" those of the smallest 40 % of the
+        inputs of every layer, "zero" those of zeros; "none" reads all. Default: the model's own. Raises OptionError.
         """
         from edgerun.session import Session
 
-        return Session(self, self.variant if variant is None else variant)
+        return Session(
+            self, self.variant if variant is None else variant, self.sparsity if sparsity is None else sparsity
+        )
 
     def generate(
         self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
@@ -153,14 +171,18 @@ class Model:
         """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
 
         pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
-        the last ``n_out`` tokens. tape: of a variant, as ``variants`` gave it. For sessions; nothing is checked here.
+        the last ``n_out`` tokens. tape: as ``variants`` or ``sparsities`` gave it. For sessions; nothing is checked
+        here.
         """
-        ops = (tape or self.tape).ops
+        tape = tape or self.tape
+        ops = tape.ops
         end = position + len(tokens)
         with self._turn:
             if self._closed:
                 raise EdgerunError("the model is closed; load it again")
             self._rope.reach(end)
+            if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
+                self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
             record = np.zeros(Run.COUNT, np.int64)
             record[Run.ARENA] = self._arena.ctypes.data
             record[Run.N_ROWS] = len(tokens)

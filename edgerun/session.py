@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 class Session:
     """One cache of one model. Sessions of a model may be used from several threads; one session, from one at a time."""
 
-    def __init__(self, model: Model, variant: str | os.PathLike[str] = "none") -> None:
+    def __init__(self, model: Model, variant: str | os.PathLike[str] = "none", sparsity: str = "none") -> None:
         self.model = model
         self.variant = os.fspath(variant)
         """What it runs, as ``Model.session`` takes it; "none" is the model as it is. To be changed by ``use``."""
-        self.tape = model.variants.tape(self.variant)
+        self.sparsity = sparsity
+        """Which weights decoding leaves unread, as ``Model.session`` takes it."""
+        self.tape = model.sparsities.tape(model.variants.tape(self.variant), sparsity)
         self._tokens: list[int] = []
         self._pages: list[NDArray[np.uint8]] = []
         self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
@@ -61,7 +63,7 @@ class Session:
         but the new one would have made others. Else the session is empty afterwards.
         """
         wanted = os.fspath(variant)
-        self.tape = self.model.variants.tape(wanted)
+        self.tape = self.model.sparsities.tape(self.model.variants.tape(wanted), self.sparsity)
         self.variant = wanted
         if not keep:
             self.reset()

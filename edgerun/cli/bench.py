@@ -12,7 +12,14 @@ import click
 
 from edgerun.cli.command import Function, json_option, option
 from edgerun.cli.command import command as command_
-from edgerun.cli.options import RuntimeOptions, cache_option, compute_option, model_argument, variant_option
+from edgerun.cli.options import (
+    RuntimeOptions,
+    cache_option,
+    compute_option,
+    model_argument,
+    sparsity_option,
+    variant_option,
+)
 from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.terminal import human_bytes
 
@@ -78,6 +85,7 @@ def _count(name: str, default: int, help: str) -> Callable[[Function], Function]
 @compute_option
 @cache_option
 @variant_option
+@sparsity_option
 def command(
     model: str,
     prompt: int,
@@ -92,6 +100,7 @@ def command(
     compute: Any,
     cache: Any,
     variant: str | None,
+    sparsity: str | None,
 ) -> None:
     """Measure prefill and decode of MODEL with random tokens, as llama-bench does, and how fast memory can be read."""
     from edgerun import board
@@ -114,7 +123,7 @@ def command(
         )
 
     def load(count: int) -> Any:
-        return RuntimeOptions(count, room, compute, cache, variant).load(folder)
+        return RuntimeOptions(count, room, compute, cache, variant, sparsity).load(folder)
 
     before = board.state()
     with ProgressBar() as progress:
@@ -132,6 +141,7 @@ def command(
             "compute": compute,
             "cache_type": cache,
             "variant": variant,
+            "sparsity": sparsity,
             "memory_read_gb_per_s": fastest,
             "results": [_report(result) for result in results],
         }

@@ -16,6 +16,7 @@ from edgerun.cli.options import (
     cache_option,
     compute_option,
     model_argument,
+    sparsity_option,
     threads_option,
     variant_option,
 )
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @compute_option
 @cache_option
 @variant_option
+@sparsity_option
 def command(
     model: str,
     text: Path,
@@ -61,18 +63,20 @@ def command(
     compute: Any,
     cache: Any,
     variant: str | None,
+    sparsity: str | None,
 ) -> None:
     """Perplexity of MODEL on a text, counted as llama.cpp's llama-perplexity counts it.
 
     The text is cut into windows of N tokens; in each, the tokens of the second half are predicted from all that come
     before them in the window. With --against, also the mean KL divergence (in nats, from the other model to MODEL) and
-    how often both find the same token likeliest.
+    how often both find the same token likeliest. With --sparsity, tokens
+    whose predictions are scored are decoded one by one.
     """
     from edgerun.evaluate import ModelScorer, evaluate
 
     content = read_text(text).removesuffix("\n")  # as llama-perplexity reads a file
     folder = resolve(model)
-    with RuntimeOptions(threads, window, compute, cache, variant).load(str(folder)) as loaded:
+    with RuntimeOptions(threads, window, compute, cache, variant, sparsity).load(str(folder)) as loaded:
         scorer = ModelScorer(loaded)
         tokens = scorer.encode(content)
         with _reference(against, folder, loaded, threads, window, variant) as reference, ProgressBar() as progress:
@@ -82,10 +86,11 @@ def command(
                     "compared; give a model with the same tokenizer"
                 )
             result = evaluate(scorer, tokens, window=window, reference=reference, progress=progress)
+        skipped = scorer.weight_bytes_skipped()
     if as_json:
-        click.echo(json.dumps(_report(model, variant, against, window, result)))
+        click.echo(json.dumps(_report(model, variant, sparsity, against, window, result, skipped)))
     else:
-        _print(result, against)
+        _print(result, against, skipped)
 
 
 def _reference(
@@ -103,23 +108,35 @@ def _reference(
     return ModelScorer(RuntimeOptions(threads, window, "float32", "f32", same).load(other))
 
 
-def _report(model: str, variant: str | None, against: str | None, window: int, result: Evaluation) -> dict[str, Any]:
+def _report(
+    model: str,
+    variant: str | None,
+    sparsity: str | None,
+    against: str | None,
+    window: int,
+    result: Evaluation,
+    skipped: float | None,
+) -> dict[str, Any]:
     return {
         "model": model,
         "variant": variant,
+        "sparsity": sparsity,
         "against": against,
         "context": window,
         "tokens": result.tokens,
         "perplexity": result.perplexity,
         "kl_mean": result.kl_mean,
         "top1_agreement": result.top1_agreement,
+        "weight_bytes_skipped": skipped,
     }
 
 
-def _print(result: Evaluation, against: str | None) -> None:
+def _print(result: Evaluation, against: str | None, skipped: float | None) -> None:
     click.echo(f"tokens scored    {result.tokens}")
     click.echo(f"perplexity       {result.perplexity:.4f}")
     if result.kl_mean is not None and result.top1_agreement is not None:
         click.echo(f"against          {against}")
         click.echo(f"mean KL          {result.kl_mean:.6f} nats")
         click.echo(f"top-1 agreement  {result.top1_agreement:.2%}")
+    if skipped is not None:
+        click.echo(f"weights unread   {skipped:.2%}")

@@ -27,6 +27,7 @@ class RuntimeOptions:
     compute: Literal["mixed", "int16", "int8", "float32"]
     cache: Literal["f16", "q8", "f32"]
     variant: str | None = None
+    sparsity: str | None = None
 
     def load(self, model: str) -> Model:
         """Finds the model (fetching and exporting it under a progress bar, if it must be) and loads it."""
@@ -41,6 +42,7 @@ class RuntimeOptions:
             compute=self.compute,
             cache=self.cache,
             variant=self.variant,
+            sparsity=self.sparsity,
         )
 
 
@@ -95,16 +97,29 @@ variant_option = _machine(
 )
 
 
+sparsity_option = _machine(
+    "--sparsity",
+    metavar="SPEC",
+    help="Weights that decoding leaves unread: threshold:keep=0.6 (the smallest inputs'), zero.  [default: none]",
+)
+
+
 def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the machine's options; the command gets them as one argument, `runtime`."""
 
     @wraps(function)
     def bundle(
-        threads: int | None, context: int | None, compute: Any, cache: Any, variant: str | None, **others: Any
+        threads: int | None,
+        context: int | None,
+        compute: Any,
+        cache: Any,
+        variant: str | None,
+        sparsity: str | None,
+        **others: Any,
     ) -> Any:
-        return function(runtime=RuntimeOptions(threads, context, compute, cache, variant), **others)
+        return function(runtime=RuntimeOptions(threads, context, compute, cache, variant, sparsity), **others)
 
-    return threads_option(context_option(compute_option(cache_option(variant_option(bundle)))))
+    return threads_option(context_option(compute_option(cache_option(variant_option(sparsity_option(bundle))))))
 
 
 _SAMPLING_OPTIONS = (

@@ -61,6 +61,10 @@ class Op(IntEnum):
     LINEAR_TERNARY_TRIPLES = 25
     SPARSE_DELTA = 40
     EMBED_DELTA = 41
+    COLUMNS_Q4 = 50
+    COLUMNS_Q8 = 51
+    JOIN_COLUMNS = 52
+    KEEP_LARGE = 53
 
 
 class Field(IntEnum):
@@ -100,6 +104,13 @@ class Field(IntEnum):
     KV_HEAD_BYTES = 31  # of one layer's key/value head in a page
     WINDOW = 22  # sparse deltas, in attention's places: columns of a window; 0: positions are gaps, and M their starts
     BITS = 21  # of a value, 4 or 8; W are codes, D bfloat16 scales, SCALE the variant's weight
+    DENSE = 16  # column skipping, in attention's places: the code of the op that multiplies by all columns
+    MOST = 17  # columns that are multiplied one by one, at most; where more are wanted, all are
+    SUMS = 18  # arena offset of float32 [PARTS, rows of the stack]
+    PARTS = 19  # groups of columns that are summed up apart, whatever the number of threads
+    START = 20  # the layer's first row in its stack
+    STACK = 21  # rows of the stack, padded to whole lines
+    SHARE = 22  # KEEP_LARGE: float64 bits, of the inputs that are kept; 0: as many as are above THRESHOLD
     COUNT = 32
 
 
@@ -156,6 +167,8 @@ COLUMN_ROWS = 256
 COLUMN_AHEAD = 32
 """Columns by which prefetching runs ahead there, into the second cache: fetched nearer, or into the first cache, they
 come too late."""
+SEGMENT_BYTES = 64
+"""Of a list of columns: what is known of a group's."""
 UNIT_ROWS, UNIT_COLUMNS, UNIT_BYTES = 32, 48, 320
 """Of ternary weights in codes of three columns: the unit that lies together."""
 MOST_UNITS_A_PART = 18
@@ -201,6 +214,14 @@ def columns_scratch_bytes(n: int, k: int, rows: int) -> int:
     padded = -(-k // GROUP) * GROUP
     one = 4 * -(-n // COLUMN_ROWS) * COLUMN_ROWS + 8 * (padded + COLUMN_AHEAD) + padded
     return max(one, TILE_SUMS * -(-rows // TILE_ROWS))
+
+
+def list_scratch_bytes(k: int) -> int:
+    """A thread's scratch for lists of the active ones of k columns: a header line, segments of groups with one term and
+    with two, addresses, two terms, and the masks of all groups."""
+    groups = -(-k // GROUP)
+    padded = groups * GROUP
+    return 64 + 2 * groups * SEGMENT_BYTES + 8 * (padded + COLUMN_AHEAD) + 2 * padded + 8 * groups
 
 
 def units_a_part(k: int) -> int:

@@ -7,9 +7,11 @@ from .bandwidth import read_memory
 from .barrier import wait_for_all
 from .columns import gather_columns, linear_ternary_columns
 from .embed import embed_f32, embed_q4, embed_q6k, embed_q8
+from .grouped_columns import columns_q4, columns_q8, join_columns
 from .kernel import INT, exported, inner
 from .linear import linear_q4, linear_q6k, linear_q8, linear_ternary
 from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_q8_float
+from .mask import keep_large
 from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
@@ -29,6 +31,13 @@ LINEAR_TERNARY_COLUMNS, GATHER_COLUMNS = int(Op.LINEAR_TERNARY_COLUMNS), int(Op.
 LINEAR_TERNARY_TRIPLES = int(Op.LINEAR_TERNARY_TRIPLES)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 SPARSE_DELTA, EMBED_DELTA = int(Op.SPARSE_DELTA), int(Op.EMBED_DELTA)
+
+COLUMNS_Q4, COLUMNS_Q8, JOIN_COLUMNS, KEEP_LARGE = (
+    int(Op.COLUMNS_Q4),
+    int(Op.COLUMNS_Q8),
+    int(Op.JOIN_COLUMNS),
+    int(Op.KEEP_LARGE),
+)
 
 
 @inner
@@ -85,6 +94,14 @@ def run_op(code, op, run, tid, n_threads):
         sparse_delta(op, run, tid, n_threads)
     elif code == EMBED_DELTA:
         embed_delta(op, run, tid, n_threads)
+    elif code == COLUMNS_Q4:
+        columns_q4(op, run, tid, n_threads)
+    elif code == COLUMNS_Q8:
+        columns_q8(op, run, tid, n_threads)
+    elif code == JOIN_COLUMNS:
+        join_columns(op, run, tid, n_threads)
+    elif code == KEEP_LARGE:
+        keep_large(op, run, tid, n_threads)
     elif code == READ_MEMORY:
         read_memory(op, run, tid, n_threads)
 

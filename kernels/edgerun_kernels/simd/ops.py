@@ -291,6 +291,17 @@ def first_lanes(typingctx, value, count, other):
 
 
 @intrinsic
+def kept(typingctx, value, size, limit):
+    """Lanes of ``value`` where ``size`` is at least ``limit``; 0 elsewhere."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        keep = b.fcmp_ordered(">=", args[1], args[2])
+        return b.select(keep, args[0], ir.Constant(i32x16.llvm, [0] * 16))
+
+    return i32x16(i32x16, f32x16, f32x16), codegen
+
+
+@intrinsic
 def extract(typingctx, value, index):
     """One lane of f32x16."""
     return types.float32(f32x16, types.int64), lambda ctx, b, sig, args: b.extract_element(args[0], args[1])
