@@ -12,10 +12,13 @@ from edgerun.sparsity.projections import Projection
 
 
 class Room(NamedTuple):
-    """Arena offsets for a projection. scratch: of the threads' lists, ``private`` bytes each."""
+    """Arena offsets for a projection. scratch: of the threads' lists, ``private`` bytes each; row: of their own
+    quantised rows, ``row_bytes`` each."""
 
     scratch: int
     private: int
+    row: int
+    row_bytes: int
 
 
 class Method(Protocol):
@@ -24,4 +27,6 @@ class Method(Protocol):
     def records(
         self, quantize: NDArray[np.int64], projection: Projection, columns: Columns, room: Room
     ) -> list[NDArray[np.int64]]:
-        """The ops between the one that quantises the input (its record) and the multiplication."""
+        """The ops between the one that quantises the input (its record) and the multiplication, the last of which
+        writes what is multiplied; where there is none, that is the quantised input. The input itself must stay as it
+        is: all columns may be wanted after all."""

@@ -10,9 +10,9 @@ from edgerun.lowering.tape import Tape
 from edgerun.sparsity.layout import LINE_ROWS, parts, stack_rows
 from edgerun_kernels.record import Field, Flag, Op
 
-Kind = Literal["qkv", "output", "gate_up", "down"]
-KINDS: tuple[Kind, ...] = ("qkv", "output", "gate_up", "down")
-_KINDS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "output", "down_proj": "down"}
+Kind = Literal["qkv", "attention_output", "gate_up", "down"]
+KINDS: tuple[Kind, ...] = ("qkv", "attention_output", "gate_up", "down")
+_KINDS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "attention_output", "down_proj": "down"}
 
 
 @dataclass(frozen=True)

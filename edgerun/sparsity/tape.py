@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.lowering.lower import ALWAYS
 from edgerun.lowering.tape import Tape
 from edgerun.package.layout import ROWS
 from edgerun.sparsity.columns import Columns
 from edgerun.sparsity.method import Method, Room
 from edgerun.sparsity.projections import Projection
-from edgerun_kernels.record import Field, Op, list_scratch_bytes
+from edgerun_kernels.record import Field, Op, activation_bytes, list_scratch_bytes
 
+WHERE_SKIPPED = 3
+"""When threads wait behind the op: of Field.BARRIER."""
 PARTS = ((2048, 4), (4096, 2))
 """Up to so many bytes of a column, groups are summed up in so many parts, which threads then share; in one where
 columns are long enough to be shared themselves."""
@@ -48,6 +49,8 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
         quantize = ops[projection.quantize]
         skipping = _skipping(projection, columns, ops, room, sums)
         added = [*method.records(quantize, projection, columns, room), skipping]
+        if len(added) > 1:
+            skipping[Field.X], skipping[Field.X_PRIVATE] = (added[-2][field] for field in (Field.Y, Field.Y_PRIVATE))
         behind.setdefault(projection.quantize, []).extend((f"{projection.name}.columns", record) for record in added)
         start = 0
         for record, n in zip(projection.records, projection.rows, strict=True):
@@ -84,10 +87,11 @@ def _rooms(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> tuple[list[t
         same_input = i > 0 and chosen[i - 1].projection.quantize == projection.quantize
         at = end if same_input else start
         private = -(-list_scratch_bytes(projection.k) // 64) * 64
-        sums = at + private * n_threads
+        row, row_bytes = at + private * n_threads, activation_bytes(projection.k, 1)
+        sums = row + row_bytes * n_threads
         end = sums + 4 * n_parts(projection) * projection.stack
         largest = max(largest, end)
-        rooms.append((Room(at, private), sums))
+        rooms.append((Room(at, private, row, row_bytes), sums))
     return rooms, largest
 
 
@@ -97,13 +101,13 @@ def _skipping(
     first = ops[projection.records[0]]
     record = np.zeros(Field.COUNT, np.int64)
     record[Field.CODE] = Op.COLUMNS_Q8 if projection.fmt == "q8" else Op.COLUMNS_Q4
-    record[Field.BARRIER] = ALWAYS
+    record[Field.BARRIER] = WHERE_SKIPPED
     for field in (Field.X, Field.X_STRIDE, Field.X_PRIVATE, Field.K, Field.FLAGS):
         record[field] = first[field]
     record[Field.N], record[Field.STACK] = sum(projection.rows), projection.stack
     record[Field.W], record[Field.D] = columns.arrays["q"].ctypes.data, columns.arrays["d"].ctypes.data
     record[Field.M] = columns.arrays["m"].ctypes.data if "m" in columns.arrays else 0
-    record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room
+    record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
     record[Field.SUMS], record[Field.PARTS] = sums, n_parts(projection)
     record[Field.MOST] = most_columns(projection)
     return record

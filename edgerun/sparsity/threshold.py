@@ -30,7 +30,8 @@ class Threshold:
         record[Field.X], record[Field.X_PRIVATE] = quantize[Field.Y], quantize[Field.Y_PRIVATE]
         record[Field.K] = projection.k
         record[Field.W] = columns.worth.ctypes.data
-        record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room
+        record[Field.Y], record[Field.Y_PRIVATE] = room.row, room.row_bytes
+        record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
         record[Field.SHARE] = np.float64(self.keep).view(np.int64)
         record[Field.THRESHOLD] = np.float64(self.at).view(np.int64)
         return [record]

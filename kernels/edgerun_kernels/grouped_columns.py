@@ -222,11 +222,17 @@ def columns_q8(op, run, tid, n_threads):
         q8(op, run, tid, n_threads)
 
 
+@inner
+def skips_columns(op, run, tid):
+    """Whether the stack's columns are skipped: every thread has found the same."""
+    return n_rows(op, run) == 1 and load_i64(scratch_address(op, run, tid) + CHOSEN) != 0
+
+
 @op_kernel
 def join_columns(op, run, tid, n_threads):
     """A layer's outputs: the sums of the parts of its rows in the stack, or where columns were not skipped, all of what
     the op DENSE does."""
-    if n_rows(op, run) != 1 or load_i64(scratch_address(op, run, tid) + CHOSEN) == 0:
+    if not skips_columns(op, run, tid):
         if field(op, Field.DENSE) == LINEAR_Q8:
             linear_q8(op, run, tid, n_threads)
         else:

@@ -1,7 +1,6 @@
-"""Keeps the large ones of a quantised row's inputs and makes the others 0, where one row runs.
+"""A copy of a quantised row with its large inputs, and 0 for the others; where one row runs.
 
-How large an input is: |value| times what it is worth, the norm of its column. Every thread does it for itself, in its
-own copy of the row.
+How large an input is: |value| times what it is worth, the norm of its column. Every thread makes its own.
 """
 
 import numpy as np
@@ -10,7 +9,7 @@ from .columns import scratch_address
 from .kernel import inner, op_kernel
 from .linear import input_address, n_rows
 from .math import ZERO
-from .norm import SECOND, store_offsets
+from .norm import SECOND, private_output, store_offsets
 from .record import GROUP, TILE_HEADER, Field, first_stride, second_stride
 from .simd.ops import (
     field,
@@ -27,6 +26,7 @@ from .simd.ops import (
     sqrt,
     store_f32,
     store_f32x16,
+    store_i64,
     store_low_bytes,
     sum_f32,
     sum_i32,
@@ -90,23 +90,26 @@ def limit_for(share, largest, n_groups, k, size):
 
 
 @inner
-def keep_group(terms, size, limit):
-    """Makes terms of a group 0 whose size is below the limit; the sums of both halves."""
+def keep_group(terms, y, size, limit):
+    """The terms of a group whose size is at least the limit, else 0, and what goes with them; both halves' sums."""
     p = kept(load_i8x16(terms), load_f32x16(size), limit)
     q = kept(load_i8x16(terms + 16), load_f32x16(size + 64), limit)
-    store_low_bytes(terms, p)
-    store_low_bytes(terms + 16, q)
-    return sum_i32(p), sum_i32(q)
+    store_low_bytes(y, p)
+    store_low_bytes(y + 16, q)
+    low, high = sum_i32(p), sum_i32(q)
+    store_f32(y + SCALE, load_f32(terms + SCALE))
+    store_offsets(y + OFFSET, 1, low, high)
+    return low, high
 
 
 @op_kernel
 def keep_large(op, run, tid, n_threads):
-    """Of the row at X: the inputs whose size is at least THRESHOLD times the sizes' root mean square, or with SHARE the
-    largest ones, about that share of all. W: what inputs are worth, float32, padded with zeros to whole groups.
-    SCRATCH: room for the sizes."""
+    """Of the row at X, to one at Y: the inputs whose size is at least THRESHOLD times the sizes' root mean square, or
+    with SHARE the largest ones, about that share of all. W: what inputs are worth, float32, padded with zeros to whole
+    groups. SCRATCH: room for the sizes."""
     if n_rows(op, run) != 1:
         return
-    x, size = input_address(op, run, tid), scratch_address(op, run, tid)
+    x, y, size = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
     k = field(op, Field.K)
     n_groups = (k + GROUP - 1) // GROUP
     largest, root = sizes(x, n_groups, field(op, Field.W), size)
@@ -116,16 +119,16 @@ def keep_large(op, run, tid, n_threads):
     else:
         level = np.float32(field_f64(op, Field.THRESHOLD)) * root
     limit = splat(level)
-    left, second = load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
+    store_i64(y, load_i64(x))
+    moved, left, second = y - x, load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
     for g in range(n_groups):
         terms = x + TILE_HEADER + STRIDE_1 * g
-        low, high = keep_group(terms, size + 4 * GROUP * g, limit)
-        store_offsets(terms + OFFSET, 1, low, high)
+        low, high = keep_group(terms, terms + moved, size + 4 * GROUP * g, limit)
         value = np.float32(low + high)
         if left > 0 and load_i64(second) == g:
-            low, high = keep_group(second + 8, size + 4 * GROUP * g, limit)
-            store_offsets(second + 8 + OFFSET, 1, low, high)
+            store_i64(second + moved, g)
+            low, high = keep_group(second + 8, second + moved + 8, size + 4 * GROUP * g, limit)
             value += np.float32(low + high) / SECOND
             second += STRIDE_2
             left -= 1
-        store_f32(terms + SUM, load_f32(terms + SCALE) * value)
+        store_f32(terms + moved + SUM, load_f32(terms + SCALE) * value)

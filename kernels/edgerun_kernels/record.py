@@ -71,7 +71,8 @@ class Field(IntEnum):
     """Indexes into an op record. Offsets and strides are in bytes."""
 
     CODE = 0
-    BARRIER = 1  # 0 none, 1 after every run, 2 only when several rows run (one row is computed by every thread itself)
+    BARRIER = 1  # 0 none, 1 after every run, 2 only when several rows run (one row is computed by every thread itself),
+    # 3 only where columns were chosen to be skipped
     X = 2  # arena offset of the input
     X_STRIDE = 3  # from row to row; of quantised activations from tile to tile
     X_PRIVATE = 4  # from thread to thread when one row runs; 0: shared

@@ -7,7 +7,7 @@ from .bandwidth import read_memory
 from .barrier import wait_for_all
 from .columns import gather_columns, linear_ternary_columns
 from .embed import embed_f32, embed_q4, embed_q6k, embed_q8
-from .grouped_columns import columns_q4, columns_q8, join_columns
+from .grouped_columns import columns_q4, columns_q8, join_columns, skips_columns
 from .kernel import INT, exported, inner
 from .linear import linear_q4, linear_q6k, linear_q8, linear_ternary
 from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_q8_float
@@ -120,7 +120,7 @@ def run_tape(tape, n_ops, run, tid, n_threads):
         op = tape + 8 * Field.COUNT * i
         run_op(field(op, Field.CODE), op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
-        if when == 1 or (when == 2 and several):
+        if when == 1 or (when == 2 and several) or (when == 3 and skips_columns(op, run, tid)):
             wait_for_all(barrier, n_threads, several)
         if profile != 0:
             store_i64(profile + 8 * i, load_i64(profile + 8 * i) + ticks() - start)

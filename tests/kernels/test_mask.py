@@ -12,6 +12,7 @@ from edgerun_kernels.record import list_scratch_bytes
 
 from .harness import (
     PATTERNS,
+    POISON,
     Array,
     Memory,
     activations,
@@ -31,10 +32,14 @@ def masked(isa: str, x: reference.Quantised, worth: Array, n_threads: int = 1, *
     """The tile of one row, of the last thread."""
     with Memory() as memory:
         tiles = activations(memory, x, n_threads)
+        y = memory.room(tiles.shape, np.uint8, gap=64)
+        before = tiles.copy()
         room = memory.room((n_threads, -(-list_scratch_bytes(len(worth)) // 64) * 64), np.uint8)
         op = memory.op(
             X=tiles,
             X_PRIVATE=stride(tiles),
+            Y=y,
+            Y_PRIVATE=stride(y),
             W=memory.rows(worth[None], gap=0),
             K=len(worth),
             SCRATCH=room,
@@ -42,9 +47,10 @@ def masked(isa: str, x: reference.Quantised, worth: Array, n_threads: int = 1, *
             **fields,
         )
         call(isa, "keep_large", op, memory.run(N_ROWS=1), n_threads)
-        for tile in tiles[1:]:
-            same_bits(tile, tiles[0])
-        return tiles[-1:].copy()
+        same_bits(tiles, before)
+        for tile in y[1:]:
+            same_bits(tile, y[0])
+        return y[-1:].copy()
 
 
 def tile_of(x: reference.Quantised) -> tuple[Array, Array]:
@@ -119,6 +125,8 @@ def test_several_rows_are_left_alone(isa: str, n_rows: int) -> None:
         tiles = activations(memory, x)
         before = tiles.copy()
         room = memory.room((1, 4096), np.uint8)
-        op = memory.op(X=tiles, W=memory.rows(np.ones((1, 40), np.float32), gap=0), K=40, SCRATCH=room, THRESHOLD=1.0)
+        y, worth = memory.room((1, 4096), np.uint8), memory.rows(np.ones((1, 40), np.float32), gap=0)
+        op = memory.op(X=tiles, Y=y, W=worth, K=40, SCRATCH=room, THRESHOLD=1.0)
         call(isa, "keep_large", op, memory.run(N_ROWS=n_rows))
         same_bits(tiles, before)
+        assert (y == POISON).all()

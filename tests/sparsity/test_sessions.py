@@ -69,7 +69,7 @@ def test_small_inputs_are_left_out_at_decode_only(package: Path) -> None:
             np.testing.assert_array_equal(got[:30], dense[:30])
             errors.append(np.square(got[30:] - dense[30:]).mean())
         assert errors == sorted(errors)
-        assert 0 < errors[0]
+        assert errors[0] == 0 < errors[1]  # so many columns are cheaper all together
         np.testing.assert_array_equal(logits(model, "threshold:at=0"), dense)
 
 
@@ -103,9 +103,9 @@ def test_with_a_variant(source: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "package", tmp_path / "x", "dare 0.9", 1)
     with Model(tmp_path / "package", threads=2) as model:
         dense = logits(model, "none", path)
-        got = logits(model, "threshold:keep=0.95", path)
-        assert 0 < np.abs(got - dense).max() < 0.2 * np.abs(dense).max()
-        session = model.session(sparsity="threshold:keep=0.95")
+        got = logits(model, "threshold:keep=0.5", path)
+        assert 0 < np.abs(got - dense).max() < np.abs(dense).max()
+        session = model.session(sparsity="threshold:keep=0.5")
         session.use(path)
         session.prefill(TOKENS[:30])
         np.testing.assert_allclose(session.decode(TOKENS[30]), got[30], rtol=0, atol=1e-3)
@@ -115,7 +115,9 @@ def test_layers_of_one_input_are_stacked(package: Path) -> None:
     with Model(package) as model:
         found = projections(model.tape)
         layers = model.package.config.n_layers
-        assert [p.name for p in found[:4]] == [f"layers.0.{kind}" for kind in ("qkv", "output", "gate_up", "down")]
+        assert [p.name for p in found[:4]] == [
+            f"layers.0.{kind}" for kind in ("qkv", "attention_output", "gate_up", "down")
+        ]
         assert len(found) == 4 * layers
         assert [len(p.records) for p in found[:4]] == [3, 1, 2, 1]
         tape = model.session(sparsity="zero").tape

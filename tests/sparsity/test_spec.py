@@ -18,9 +18,7 @@ def test_what_is_meant() -> None:
     assert parse(" threshold:at=0.5, down=0.7 ") == Setting(
         dict.fromkeys(KINDS, Threshold(at=0.5)) | {"down": Threshold(at=0.7)}
     )
-    assert parse("threshold:keep=0.5,qkv=1") == Setting(
-        {kind: Threshold(keep=0.5) for kind in KINDS if kind != "qkv"}
-    )
+    assert parse("threshold:keep=0.5,qkv=1") == Setting({kind: Threshold(keep=0.5) for kind in KINDS if kind != "qkv"})
 
 
 @pytest.mark.parametrize(
