@@ -167,12 +167,13 @@ class Model:
         logits: NDArray[np.float32],
         n_out: int,
         tape: Tape | None = None,
+        state: NDArray[np.uint8] | None = None,
     ) -> None:
         """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
 
         pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
-        the last ``n_out`` tokens. tape: as ``variants`` or ``sparsities`` gave it. For sessions; nothing is checked
-        here.
+        the last ``n_out`` tokens. tape: as ``variants`` or ``sparsities`` gave it. state: of the session, the tape's
+        state_bytes, where one token runs. For sessions; nothing is checked here.
         """
         tape = tape or self.tape
         ops = tape.ops
@@ -193,10 +194,15 @@ class Model:
             record[Run.N_OUT] = n_out
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
+            record[Run.SPARSITY] = 0 if state is None else state.ctypes.data
             record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
             if self.profile is not None and self.profile.shape[1] == len(ops):
                 record[Run.PROFILE] = self.profile.ctypes.data
             self._team.run(int(ops.ctypes.data), len(ops), int(record.ctypes.data))
+
+    def arena(self, start: int, n_bytes: int) -> NDArray[np.uint8]:
+        """What the last run has left in the arena, a view: for calibration, while nobody else runs."""
+        return self._arena[start : start + n_bytes]
 
     def close(self) -> None:
         """Ends the threads. Idempotent; sessions of a closed model raise EdgerunError."""

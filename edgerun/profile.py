@@ -32,9 +32,17 @@ _GROUP_BYTES = {
     Op.LINEAR_TERNARY_COLUMNS: 2 * 64,
     Op.COLUMNS_Q4: _Q4,
     Op.COLUMNS_Q8: _Q8,
+    Op.COLUMNS_DELTA_Q4: _Q4,
+    Op.COLUMNS_DELTA_Q8: _Q8,
 }
 """Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
-_BY_COLUMN = (Op.LINEAR_TERNARY_COLUMNS, Op.COLUMNS_Q4, Op.COLUMNS_Q8)
+_BY_COLUMN = (
+    Op.LINEAR_TERNARY_COLUMNS,
+    Op.COLUMNS_Q4,
+    Op.COLUMNS_Q8,
+    Op.COLUMNS_DELTA_Q4,
+    Op.COLUMNS_DELTA_Q8,
+)
 """Whose bytes those of the columns that they read are, and of q4 and q8 the scales."""
 _ATTENTION = (Op.ATTENTION_F16, Op.ATTENTION_F32, Op.ATTENTION_Q8)
 _KINDS = {
@@ -43,8 +51,10 @@ _KINDS = {
     Op.QUANTIZE_ROWS: "quantisation of activations",
     Op.SWIGLU: "SwiGLU",
     Op.SQUARED_RELU: "squared ReLU",
-    Op.KEEP_LARGE: "keeping the large inputs",
+    Op.KEEP_LARGE: "keeping large inputs",
+    Op.KEEP_CHANGES: "keeping changed inputs",
     Op.JOIN_COLUMNS: "joining columns, or all of them",
+    Op.JOIN_DELTA: "joining columns, or all of them",
     Op.GATHER_ATTENTION: "attention, joining its parts",
     Op.EMBED_Q4: "embedding",
     Op.EMBED_Q8: "embedding",

@@ -33,6 +33,8 @@ class Session:
         self._pages: list[NDArray[np.uint8]] = []
         self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
         self._logits = self._buffer(1)
+        self._state: NDArray[np.uint8] | None = None
+        """What running sums of activation sparsity hold; None: to be computed afresh."""
         self._generation: Generation | None = None
 
     @property
@@ -55,6 +57,7 @@ class Session:
             raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {len(self._tokens)}")
         del self._tokens[n_tokens:]
         del self._pages[-(-n_tokens // PAGE) :]
+        self._state = None
 
     def use(self, variant: str | os.PathLike[str], *, keep: bool = False) -> None:
         """Goes on with another variant (see ``Model.session``). Raises VariantError; the session stays as it was then.
@@ -65,6 +68,7 @@ class Session:
         wanted = os.fspath(variant)
         self.tape = self.model.sparsities.tape(self.model.variants.tape(wanted), self.sparsity)
         self.variant = wanted
+        self._state = None
         if not keep:
             self.reset()
 
@@ -169,7 +173,11 @@ class Session:
                 self._pages.append(page)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
-        self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape)
+        if len(ids) > 1:
+            self._state = None  # several tokens change more than is worth sending
+        elif self._state is None and self.tape.state_bytes:
+            self._state = aligned(self.tape.state_bytes)
+        self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape, self._state)
         self._tokens.extend(ids.tolist())
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:

@@ -13,16 +13,17 @@ from edgerun.sparsity.projections import Projection
 
 class Room(NamedTuple):
     """Arena offsets for a projection. scratch: of the threads' lists, ``private`` bytes each; row: of their own
-    quantised rows, ``row_bytes`` each."""
+    quantised rows, ``row_bytes`` each. state: in the session's state, where that of running sums begins."""
 
     scratch: int
     private: int
     row: int
     row_bytes: int
+    state: int
 
 
 class Method(Protocol):
-    """One way for one projection; the policies are in ``zero``, ``threshold``."""
+    """One way for one projection; the policies are in ``zero``, ``threshold``, ``delta``."""
 
     def records(
         self, quantize: NDArray[np.int64], projection: Projection, columns: Columns, room: Room

@@ -28,10 +28,15 @@ class Sparsity:
         self._tapes: weakref.WeakValueDictionary[tuple[int, str], Tape] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
+    def columns(self) -> list[Columns]:
+        """Of all projections of the model's own tape. Raises HubError where the cache cannot be written."""
+        with self._lock:
+            return self._opened()
+
     def tape(self, dense: Tape, spec: str) -> Tape:
         """What a session runs in the place of a tape of this model, for "threshold:keep=0.6" or "none". Raises
         OptionError, HubError where the cache cannot be written."""
-        setting = parse(spec)
+        setting = parse(spec, self._package.config.calibration, str(self._package.folder))
         if setting is None:
             return dense
         with self._lock:
@@ -45,13 +50,16 @@ class Sparsity:
                         "columns could be skipped (ternary ones that gain by it skip zeros anyway); leave it out, or "
                         "--compute float32"
                     )
-                if self._columns is None:
-                    self._columns = open_columns(self._package, self._base, projections(self._base))
                 chosen = []
-                for projection, columns in zip(found, self._columns, strict=True):
-                    method = setting.methods.get(projection.kind)
+                for projection, columns in zip(found, self._opened(), strict=True):
+                    method = setting.methods.get(projection.name) or setting.methods.get(projection.kind)
                     if method is not None:
                         chosen.append(Chosen(projection, columns, method))
                 tape = with_columns(dense, chosen, self._n_threads)
                 self._tapes[key] = tape
             return tape
+
+    def _opened(self) -> list[Columns]:
+        if self._columns is None:
+            self._columns = open_columns(self._package, self._base, projections(self._base))
+        return self._columns

@@ -5,30 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from edgerun.errors import OptionError
+from edgerun.sparsity.calibrated import methods_within
+from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.method import Method
 from edgerun.sparsity.projections import KINDS
 from edgerun.sparsity.threshold import Threshold
 from edgerun.sparsity.zero import Zero
 
-NONE = "none"
+NONE, CALIBRATED = "none", "calibrated"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """methods: for kinds of projections; others take all columns."""
+    """methods: for projections by name, or by kind; others take all columns."""
 
     methods: dict[str, Method]
 
 
-def parse(spec: str) -> Setting | None:
-    """None for "none". Raises OptionError."""
+def parse(spec: str, calibration: dict[str, Any] | None = None, package: str = "") -> Setting | None:
+    """None for "none". calibration: of the package, which is called so. Raises OptionError, PackageError where the
+    calibration is damaged."""
     name, _, rest = spec.strip().partition(":")
     if name == NONE and not rest:
         return None
-    if name not in _READERS:
-        raise OptionError(f"sparsity {spec!r}: there is no policy {name!r}; choose from {', '.join((*_READERS, NONE))}")
+    if name not in _PARAMETERS:
+        known = ", ".join((*_PARAMETERS, NONE))
+        raise OptionError(f"sparsity {spec!r}: there is no policy {name!r}; choose from {known}")
     numbers: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, text = part.partition("=")
@@ -39,7 +44,12 @@ def parse(spec: str) -> Setting | None:
         if not equals or not math.isfinite(number) or key in numbers:
             raise OptionError(f"sparsity {spec!r}: {part!r} is no NAME=NUMBER, or there twice; {_EXAMPLES[name]}")
         numbers[key] = number
-    setting = _READERS[name](spec, numbers)
+    if name == CALIBRATED:
+        if "kl" not in numbers:
+            raise OptionError(f"sparsity {spec!r}: say how far from exact it may be; {_EXAMPLES[name]}")
+        setting = Setting(methods_within(calibration or {}, numbers.pop("kl"), package))
+    else:
+        setting = _READERS[name](spec, numbers)
     if numbers:
         known = ", ".join(_PARAMETERS[name]) or "no parameters"
         raise OptionError(f"sparsity {spec!r}: {name} has no {next(iter(numbers))}; it has {known}")
@@ -70,6 +80,35 @@ def _threshold(spec: str, numbers: dict[str, float]) -> Setting:
     return Setting(methods)
 
 
-_READERS: dict[str, Callable[[str, dict[str, float]], Setting]] = {"zero": _zero, "threshold": _threshold}
-_PARAMETERS: dict[str, tuple[str, ...]] = {"zero": (), "threshold": ("keep", "at", *KINDS)}
-_EXAMPLES = {"zero": "write zero", "threshold": "write threshold:keep=0.6"}
+def _delta(spec: str, numbers: dict[str, float]) -> Setting:
+    if "at" not in numbers:
+        raise OptionError(f"sparsity {spec!r}: say how far an input may move; {_EXAMPLES['delta']}")
+    of_all, refresh = numbers.pop("at"), numbers.pop("refresh", 0.0)
+    if refresh < 0 or refresh != int(refresh) or refresh >= 1 << 40:
+        raise OptionError(f"sparsity {spec!r}: refresh is {refresh:g}; it must be a whole number of tokens, or 0")
+    methods: dict[str, Method] = {}
+    for kind in KINDS:
+        at = numbers.pop(kind, of_all)
+        if at < 0:
+            raise OptionError(f"sparsity {spec!r}: {at:g} is negative; write at=0.5")
+        methods[kind] = Delta(at, int(refresh))
+    return Setting(methods)
+
+
+_READERS: dict[str, Callable[[str, dict[str, float]], Setting]] = {
+    "zero": _zero,
+    "threshold": _threshold,
+    "delta": _delta,
+}
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "zero": (),
+    "threshold": ("keep", "at", *KINDS),
+    "delta": ("at", "refresh", *KINDS),
+    CALIBRATED: ("kl",),
+}
+_EXAMPLES = {
+    "zero": "write zero",
+    "threshold": "write threshold:keep=0.6",
+    "delta": "write delta:at=0.5",
+    CALIBRATED: "write calibrated:kl=0.03",
+}

@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from edgerun.lowering.tape import Tape
 from edgerun.package.layout import ROWS
 from edgerun.sparsity.columns import Columns
+from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.method import Method, Room
 from edgerun.sparsity.projections import Projection
-from edgerun_kernels.record import Field, Op, activation_bytes, list_scratch_bytes
+from edgerun_kernels.record import Field, Op, activation_bytes, list_scratch_bytes, state_sums
 
 WHERE_SKIPPED = 3
 """When threads wait behind the op: of Field.BARRIER."""
 PARTS = ((2048, 4), (4096, 2))
 """Up to so many bytes of a column, groups are summed up in so many parts, which threads then share; in one where
 columns are long enough to be shared themselves."""
-WORTH_WHILE = ((1024, 0.55), (3072, 0.62), (1 << 62, 0.75))
+WORTH_WHILE = ((768, 0.42), (2048, 0.55), (4096, 0.65), (1 << 62, 0.78))
 """Up to so many bytes of a column, the share of columns below which reading them one by one was measured to be faster
 than reading all: memory gives long runs faster than short ones."""
 
@@ -43,20 +44,24 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
     ops = [np.array(op) for op in tape.ops]
     behind: dict[int, list[tuple[str, NDArray[np.int64]]]] = {}
     arrays: list[NDArray[Any]] = [*tape.arrays, tape.ops]
-    rooms, arena_bytes = _rooms(tape, chosen, n_threads)
+    rooms, arena_bytes, state_bytes = _rooms(tape, chosen, n_threads)
     for one, (room, sums) in zip(chosen, rooms, strict=True):
         projection, columns, method = one
         quantize = ops[projection.quantize]
         skipping = _skipping(projection, columns, ops, room, sums)
         added = [*method.records(quantize, projection, columns, room), skipping]
+        runs = isinstance(method, Delta)
+        if runs:
+            skipping[Field.CODE] = Op.COLUMNS_DELTA_Q8 if projection.fmt == "q8" else Op.COLUMNS_DELTA_Q4
         if len(added) > 1:
             skipping[Field.X], skipping[Field.X_PRIVATE] = (added[-2][field] for field in (Field.Y, Field.Y_PRIVATE))
         behind.setdefault(projection.quantize, []).extend((f"{projection.name}.columns", record) for record in added)
         start = 0
         for record, n in zip(projection.records, projection.rows, strict=True):
             ops[record][Field.DENSE] = ops[record][Field.CODE]
-            ops[record][Field.CODE], ops[record][Field.START] = Op.JOIN_COLUMNS, start
-            for field in (Field.SCRATCH, Field.SCRATCH_PRIVATE, Field.SUMS, Field.PARTS, Field.STACK):
+            ops[record][Field.CODE] = Op.JOIN_DELTA if runs else Op.JOIN_COLUMNS
+            ops[record][Field.START], ops[record][Field.UP] = start, room.row
+            for field in (Field.SCRATCH, Field.SCRATCH_PRIVATE, Field.SUMS, Field.PARTS, Field.STACK, Field.STATE):
                 ops[record][field] = skipping[field]
             start += -(-n // ROWS) * ROWS
         arrays += [*columns.arrays.values(), columns.worth]
@@ -65,7 +70,7 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
         records += [op, *(record for _, record in behind.get(i, []))]
         names += [tape.names[i], *(name for name, _ in behind.get(i, []))]
     whole = np.ascontiguousarray(np.stack(records))
-    return replace(tape, ops=whole, names=tuple(names), arrays=arrays, arena_bytes=arena_bytes)
+    return replace(tape, ops=whole, names=tuple(names), arrays=arrays, arena_bytes=arena_bytes, state_bytes=state_bytes)
 
 
 def most_columns(projection: Projection) -> int:
@@ -77,13 +82,15 @@ def n_parts(projection: Projection) -> int:
     return next((count for limit, count in PARTS if projection.run_bytes <= limit), 1)
 
 
-def _rooms(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> tuple[list[tuple[Room, int]], int]:
-    """Room for each projection's lists and sums, behind the tape's own arena, and the size of all. Projections of
-    different inputs share theirs: an input is only there when all threads are done with the one before."""
+def _rooms(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> tuple[list[tuple[Room, int]], int, int]:
+    """Room for each projection's lists and sums, behind the tape's own arena, and the sizes of arena and state.
+    Projections of different inputs share theirs: an input is only there when all threads are done with the one before.
+    """
     rooms: list[tuple[Room, int]] = []
     start = -(-tape.arena_bytes // 64) * 64
     end = largest = start
-    for i, (projection, _, _) in enumerate(chosen):
+    state = 0
+    for i, (projection, _, method) in enumerate(chosen):
         same_input = i > 0 and chosen[i - 1].projection.quantize == projection.quantize
         at = end if same_input else start
         private = -(-list_scratch_bytes(projection.k) // 64) * 64
@@ -91,8 +98,10 @@ def _rooms(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> tuple[list[t
         sums = row + row_bytes * n_threads
         end = sums + 4 * n_parts(projection) * projection.stack
         largest = max(largest, end)
-        rooms.append((Room(at, private, row, row_bytes), sums))
-    return rooms, largest
+        rooms.append((Room(at, private, row, row_bytes, state), sums))
+        if isinstance(method, Delta):
+            state += -(-(state_sums(projection.k) + 8 * n_parts(projection) * projection.stack) // 64) * 64
+    return rooms, largest, state
 
 
 def _skipping(
@@ -109,5 +118,5 @@ def _skipping(
     record[Field.M] = columns.arrays["m"].ctypes.data if "m" in columns.arrays else 0
     record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
     record[Field.SUMS], record[Field.PARTS] = sums, n_parts(projection)
-    record[Field.MOST] = most_columns(projection)
+    record[Field.MOST], record[Field.STATE] = most_columns(projection), room.state
     return record

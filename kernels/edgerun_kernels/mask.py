@@ -37,10 +37,10 @@ from .simd.ops import (
 )
 
 STRIDE_1, STRIDE_2 = first_stride(1), second_stride(1)
-LOOKED_AT = 64
+LOOKED_AT = 24
 """Groups, about, of which the limit for a share is found: more would make it no better."""
-STEPS, NARROWEST = 14, np.float32(1e-6)
-"""Halvings, in octaves, of the range from the largest size down to this part of it."""
+STEPS, NARROWEST = 10, np.float32(1e-4)
+"""Halvings, on a scale of octaves, of the range from the largest size down to this part of it."""
 SCALE, OFFSET, SUM = GROUP, GROUP + 4, GROUP + 12
 ONE = np.int32(1)
 

@@ -65,6 +65,10 @@ class Op(IntEnum):
     COLUMNS_Q8 = 51
     JOIN_COLUMNS = 52
     KEEP_LARGE = 53
+    KEEP_CHANGES = 54
+    COLUMNS_DELTA_Q4 = 55
+    COLUMNS_DELTA_Q8 = 56
+    JOIN_DELTA = 57
 
 
 class Field(IntEnum):
@@ -111,6 +115,8 @@ class Field(IntEnum):
     PARTS = 19  # groups of columns that are summed up apart, whatever the number of threads
     START = 20  # the layer's first row in its stack
     STACK = 21  # rows of the stack, padded to whole lines
+    STATE = 23  # in the session's state of sparsity: where that of this projection begins (see ``changes``)
+    REFRESH = 24  # positions after which everything is computed afresh; 0: never
     SHARE = 22  # KEEP_LARGE: float64 bits, of the inputs that are kept; 0: as many as are above THRESHOLD
     COUNT = 32
 
@@ -138,6 +144,7 @@ class Run(IntEnum):
     CHUNK = 10  # positions in a part of the decode attention
     PROFILE = 11  # address of int64 [2, ops]: thread 0 adds the ticks that each took, the columns read; 0: nobody asks
     COLUMNS_READ = 12  # where in it the op that runs counts its columns; 0 as PROFILE
+    SPARSITY = 14  # address of the session's state of sparsity, where the tape has a policy with one
     COUNT = 16
 
 
@@ -223,6 +230,16 @@ def list_scratch_bytes(k: int) -> int:
     groups = -(-k // GROUP)
     padded = groups * GROUP
     return 64 + 2 * groups * SEGMENT_BYTES + 8 * (padded + COLUMN_AHEAD) + 2 * padded + 8 * groups
+
+
+STATE_HEADER = 64
+"""Bytes before a projection's state of delta activations: int64, whether it holds; position of the last refresh;
+float64 step."""
+
+
+def state_sums(k: int) -> int:
+    """Where the sums begin in a projection's state: behind the int32 references of k inputs."""
+    return STATE_HEADER + 4 * (-(-k // GROUP) * GROUP)
 
 
 def units_a_part(k: int) -> int:

@@ -321,6 +321,44 @@ def keep_large(x: Quantised, keep: NDArray[np.bool_]) -> Quantised:
     return x._replace(first=first, second=second, sums=sums)
 
 
+class DeltaInput:
+    """The inputs of a layer as delta activations send them, one row after the other (arXiv 2107.07305): references and
+    changes are integers, in steps."""
+
+    HIGH, MOST, FARTHEST = 128, 127 * 128, 1 << 21
+
+    def __init__(self, worth: F32, threshold: float) -> None:
+        """worth: float32 [k]."""
+        self.worth = np.zeros(-(-len(worth) // GROUP) * GROUP)
+        self.worth[: len(worth)] = worth
+        self.threshold = threshold
+        self.step = 0.0
+        self.references: NDArray[np.int64] | None = None
+
+    def send(self, x: Quantised, step: float | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """One row: its changes [32 G], which become part of the references, and which of them are so near the threshold
+        that rounding decides. step: a power of two, to compute afresh with."""
+        both = _rounded(x.second[0] * np.float64(np.float32(1) / np.float32(SECOND_TERM)) + x.first[0])
+        value = (both * np.repeat(x.scales[0], GROUP)).astype(np.float64)
+        if step is not None:
+            self.step, self.references = step, np.zeros(len(value), np.int64)
+        assert self.references is not None
+        place = np.rint(np.clip(value / self.step, -self.FARTHEST, self.FARTHEST)).astype(np.int64)
+        changes = np.clip(place - self.references, -self.MOST, self.MOST)
+        limit = 0.0
+        if step is None:
+            limit = self.threshold * np.sqrt(np.square(value * self.worth).mean())
+        size = np.abs(changes) * self.step * self.worth
+        changes[size < limit] = 0
+        self.references += changes
+        return changes, (np.abs(size - limit) <= 1e-5 * limit) & (limit > 0)
+
+    def terms(self, changes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """changes = low + HIGH * high, both int8."""
+        high = (changes + self.HIGH // 2) // self.HIGH
+        return changes - self.HIGH * high, high
+
+
 # --- linear layers ----------------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,18 @@ from numba.core import types
 from .attention import attention_f16, attention_f32, attention_q8, gather_attention
 from .bandwidth import read_memory
 from .barrier import wait_for_all
+from .changes import keep_changes
 from .columns import gather_columns, linear_ternary_columns
 from .embed import embed_f32, embed_q4, embed_q6k, embed_q8
-from .grouped_columns import columns_q4, columns_q8, join_columns, skips_columns
+from .grouped_columns import (
+    columns_delta_q4,
+    columns_delta_q8,
+    columns_q4,
+    columns_q8,
+    join_columns,
+    join_delta,
+    skips_columns,
+)
 from .kernel import INT, exported, inner
 from .linear import linear_q4, linear_q6k, linear_q8, linear_ternary
 from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_q8_float
@@ -31,13 +40,9 @@ LINEAR_TERNARY_COLUMNS, GATHER_COLUMNS = int(Op.LINEAR_TERNARY_COLUMNS), int(Op.
 LINEAR_TERNARY_TRIPLES = int(Op.LINEAR_TERNARY_TRIPLES)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 SPARSE_DELTA, EMBED_DELTA = int(Op.SPARSE_DELTA), int(Op.EMBED_DELTA)
-
-COLUMNS_Q4, COLUMNS_Q8, JOIN_COLUMNS, KEEP_LARGE = (
-    int(Op.COLUMNS_Q4),
-    int(Op.COLUMNS_Q8),
-    int(Op.JOIN_COLUMNS),
-    int(Op.KEEP_LARGE),
-)
+COLUMNS_Q4, COLUMNS_Q8, JOIN_COLUMNS = int(Op.COLUMNS_Q4), int(Op.COLUMNS_Q8), int(Op.JOIN_COLUMNS)
+COLUMNS_DELTA_Q4, COLUMNS_DELTA_Q8, JOIN_DELTA = int(Op.COLUMNS_DELTA_Q4), int(Op.COLUMNS_DELTA_Q8), int(Op.JOIN_DELTA)
+KEEP_LARGE, KEEP_CHANGES = int(Op.KEEP_LARGE), int(Op.KEEP_CHANGES)
 
 
 @inner
@@ -102,6 +107,14 @@ def run_op(code, op, run, tid, n_threads):
         join_columns(op, run, tid, n_threads)
     elif code == KEEP_LARGE:
         keep_large(op, run, tid, n_threads)
+    elif code == KEEP_CHANGES:
+        keep_changes(op, run, tid, n_threads)
+    elif code == COLUMNS_DELTA_Q4:
+        columns_delta_q4(op, run, tid, n_threads)
+    elif code == COLUMNS_DELTA_Q8:
+        columns_delta_q8(op, run, tid, n_threads)
+    elif code == JOIN_DELTA:
+        join_delta(op, run, tid, n_threads)
     elif code == READ_MEMORY:
         read_memory(op, run, tid, n_threads)
 
