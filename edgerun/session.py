@@ -171,12 +171,12 @@ class Session:
                 page = aligned(self.model.tape.page_bytes)
                 self._page_table[len(self._pages)] = page.ctypes.data
                 self._pages.append(page)
+            if len(ids) > 1:
+                self._state = None  # several tokens change more than is worth sending
+            elif self._state is None and self.tape.state_bytes:
+                self._state = aligned(self.tape.state_bytes)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
-        if len(ids) > 1:
-            self._state = None  # several tokens change more than is worth sending
-        elif self._state is None and self.tape.state_bytes:
-            self._state = aligned(self.tape.state_bytes)
         self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape, self._state)
         self._tokens.extend(ids.tolist())
 

@@ -41,6 +41,8 @@ Array = NDArray[Any]
 GRID = tuple(float(x) for x in np.geomspace(0.03, 1.2, 16))
 PROBED = 0.02
 """Relative squared error, about, of the settings that sensitivities are measured with."""
+PROBE_TOKENS = 64
+"""Tokens that they are measured on, at most."""
 STEPS = 9
 """Halvings of the multiplier's range."""
 METHODS = ("threshold", "delta")
@@ -64,63 +66,72 @@ def calibrate(
     tokens: Sequence[int],
     budgets: Sequence[float] = (0.01, 0.02, 0.03, 0.05),
     *,
-    methods: Sequence[str] = METHODS,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """What ``calibrated`` keeps, for KL budgets in nats a token. The first half of the tokens (each half at least 64,
     at most the context) is calibrated on, the second measured. Raises OptionError. Nobody else may run the model."""
-    half = min(len(tokens) // 2, model.context)
-    if half < 64:
-        raise OptionError(f"the text has {len(tokens)} tokens; calibration needs at least 128: give a longer text")
-    columns = model.sparsities.columns()
-    found = projections(model.tape)
-    steps = 2 * len(found) + STEPS * len(budgets)
-    first, second = _Text(model, tokens[:half]), _Text(model, tokens[half : 2 * half])
-    curves = []
-    for i, (projection, inputs) in enumerate(
-        zip(found, capture(model, columns, tokens[:half], half // 3), strict=True)
-    ):
-        progress(i, steps, "error curves")
-        curves.append(_curve(projection, _matrix(model, projection), inputs, columns[i].worth, methods))
-    sensitivities = []
-    for i, curve in enumerate(curves):
-        progress(len(found) + i, steps, "sensitivities")
-        probe = min(curve, key=lambda setting: abs(np.log((setting.error + 1e-12) / PROBED)))
-        kl, _ = first.measure([Chosen(found[i], columns[i], probe.made())])
-        sensitivities.append(kl / max(probe.error, 1e-12))
-    points: list[dict[str, Any]] = []
-    for i, budget in enumerate(sorted(budgets)):
-        best: tuple[float, float, list[Setting | None]] | None = None
-        low, high = 1e-14, 1.0  # KL a byte
+    found = Calibration(model, tokens, progress)
+    return {"points": [point for budget in sorted(budgets) if (point := found.point(budget))], "tokens": len(tokens)}
+
+
+class Calibration:
+    """Error curves and sensitivities, of which settings for any budget are made."""
+
+    def __init__(self, model: Model, tokens: Sequence[int], progress: Progress = silent) -> None:
+        """As ``calibrate``."""
+        half = min(len(tokens) // 2, model.context)
+        if half < 64:
+            raise OptionError(f"the text has {len(tokens)} tokens; calibration needs at least 128: give a longer text")
+        self.columns = model.sparsities.columns()
+        self.projections = projections(model.tape)
+        self._progress, self._steps = progress, 2 * len(self.projections)
+        self._kept = _Text(model, tokens[half : 2 * half])
+        self.curves: list[list[Setting]] = []
+        inputs = capture(model, self.columns, tokens[:half], half // 3)
+        for i, (projection, x) in enumerate(zip(self.projections, inputs, strict=True)):
+            progress(i, self._steps, "error curves")
+            self.curves.append(_curve(projection, _matrix(model, projection), x, self.columns[i].worth))
+        text = _Text(model, tokens[: min(half, half // 3 + PROBE_TOKENS)], half // 3)
+        self.sensitivities: list[float] = []
+        for i, curve in enumerate(self.curves):
+            progress(len(self.projections) + i, self._steps, "sensitivities")
+            probe = min(curve, key=lambda setting: abs(np.log((setting.error + 1e-12) / PROBED)))
+            kl, _ = text.measure([Chosen(self.projections[i], self.columns[i], probe.made())])
+            self.sensitivities.append(kl / max(probe.error, 1e-12))
+
+    def point(self, budget: float, methods: Sequence[str] = METHODS) -> dict[str, Any] | None:
+        """The setting of these methods that skips most for a mean KL within the budget: "kl", "weight_bytes_skipped",
+        "methods" as ``calibrated`` has them. None where none does."""
+        best: dict[str, Any] | None = None
+        low, high = 1e-12, 1e-4  # KL a byte
         for step in range(STEPS):
-            progress(2 * len(found) + STEPS * i + step, steps, f"KL {budget:g}")
+            self._progress(step, STEPS, f"KL {budget:g}")
             price = float(np.sqrt(low * high))
-            picked = [_picked(curve, s, price) for curve, s in zip(curves, sensitivities, strict=True)]
-            chosen = [
-                Chosen(p, c, setting.made())
-                for p, c, setting in zip(found, columns, picked, strict=True)
+            picked = [
+                _picked([one for one in curve if one.method in methods], sensitivity, price)
+                for curve, sensitivity in zip(self.curves, self.sensitivities, strict=True)
+            ]
+            pairs = [
+                (projection, columns, setting)
+                for projection, columns, setting in zip(self.projections, self.columns, picked, strict=True)
                 if setting is not None
             ]
-            kl, skipped = second.measure(chosen)
-            if kl <= budget:
-                low = price
-                if best is None or skipped > best[1]:
-                    best = (kl, skipped, picked)
-            else:
+            kl, skipped = self._kept.measure([Chosen(p, columns, setting.made()) for p, columns, setting in pairs])
+            if kl > budget:
                 high = price
-        if best is not None:
-            kl, skipped, picked = best
-            pairs = zip(found, picked, strict=True)
-            chosen_methods = {p.name: [setting.method, setting.at] for p, setting in pairs if setting is not None}
-            points.append({"kl": kl, "weight_bytes_skipped": skipped, "methods": chosen_methods})
-    progress(steps, steps, "done")
-    return {"points": points, "tokens": 2 * half}
+                continue
+            low = price
+            if best is None or skipped > best["weight_bytes_skipped"]:
+                chosen = {projection.name: [setting.method, setting.at] for projection, _, setting in pairs}
+                best = {"kl": kl, "weight_bytes_skipped": skipped, "methods": chosen}
+        self._progress(STEPS, STEPS, f"KL {budget:g}")
+        return best
 
 
 def _picked(curve: Sequence[Setting], sensitivity: float, price: float) -> Setting | None:
     """The setting whose saving at a price is most above its cost; None where none is."""
-    best = max(curve, key=lambda setting: price * setting.saved - sensitivity * setting.error)
-    return best if price * best.saved > sensitivity * best.error else None
+    best = max(curve, key=lambda setting: price * setting.saved - sensitivity * setting.error, default=None)
+    return best if best is not None and price * best.saved > sensitivity * best.error else None
 
 
 def _matrix(model: Model, projection: Projection) -> Array:
@@ -135,7 +146,7 @@ def _matrix(model: Model, projection: Projection) -> Array:
     return np.concatenate(matrices)
 
 
-def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array, methods: Sequence[str]) -> list[Setting]:
+def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array) -> list[Setting]:
     """The settings of a grid, with what they save and cost on these inputs [tokens, k]."""
     worth = worth[: projection.k]
     size = np.abs(inputs) * worth
@@ -143,7 +154,7 @@ def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array, m
     power = np.square(inputs @ matrix.T).sum()
     most, n_bytes = most_columns(projection), projection.run_bytes * projection.k
     found = []
-    for method in methods:
+    for method in METHODS:
         for at in GRID:
             if method == "threshold":
                 kept = size >= at * root
@@ -173,10 +184,11 @@ def _unsent(inputs: Array, worth: Array, limits: Array, most: int) -> tuple[Arra
 
 
 class _Text:
-    """Tokens to measure with: the last two thirds are decoded one by one."""
+    """Tokens to measure with: the first ones, or a third, are prefilled, the others decoded one by one."""
 
-    def __init__(self, model: Model, tokens: Sequence[int]) -> None:
-        self.model, self.tokens, self.first = model, list(tokens), len(tokens) // 3
+    def __init__(self, model: Model, tokens: Sequence[int], first: int | None = None) -> None:
+        self.model, self.tokens = model, list(tokens)
+        self.first = len(tokens) // 3 if first is None else first
         self.wanted = self._log_p([])[0]
 
     def measure(self, chosen: Sequence[Chosen]) -> tuple[float, float]:
