@@ -26,7 +26,7 @@ WHERE_SKIPPED = 3
 PARTS = ((2048, 4), (4096, 2))
 """Up to so many bytes of a column, groups are summed up in so many parts, which threads then share; in one where
 columns are long enough to be shared themselves."""
-WORTH_WHILE = ((768, 0.42), (2048, 0.55), (4096, 0.65), (1 << 62, 0.78))
+WORTH_WHILE = ((256, 0.25), (768, 0.42), (2048, 0.55), (4096, 0.68), (1 << 62, 0.78))
 """Up to so many bytes of a column, the share of columns below which reading them one by one was measured to be faster
 than reading all: memory gives long runs faster than short ones."""
 

@@ -108,10 +108,10 @@ def test_a_share(isa: str, pattern: str, terms: str, k: int, share: float, seed:
     bytes_, means = tile_of(reference.keep_large(x, keep[None]))
     if (size[(ints != 0)] > limit).all():
         left = ((x.first[0] != 0) & keep).sum()
-        if n_groups < 128:  # all are looked at
+        if n_groups < 48:  # all are looked at
             assert left <= share * k + 1
         if pattern == "normal" and k > 1000:
-            assert abs(keep[:k].sum() - share * k) <= 0.06 * k
+            assert abs(keep[:k].sum() - share * k) <= 0.1 * k
     if pattern == "normal" and terms == "none":
         np.testing.assert_array_equal(got[means], bytes_[means])
 
