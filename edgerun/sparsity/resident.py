@@ -11,7 +11,7 @@ from edgerun.lowering.tape import Tape
 from edgerun.sparsity.columns import Columns, open_columns
 from edgerun.sparsity.projections import projections
 from edgerun.sparsity.spec import parse
-from edgerun.sparsity.tape import Chosen, with_columns
+from edgerun.sparsity.tape import Chosen, may_pay, with_columns
 
 if TYPE_CHECKING:
     from edgerun.package.reader import Package
@@ -53,7 +53,7 @@ class Sparsity:
                 chosen = []
                 for projection, columns in zip(found, self._opened(), strict=True):
                     method = setting.methods.get(projection.name) or setting.methods.get(projection.kind)
-                    if method is not None:
+                    if method is not None and may_pay(projection, method):
                         chosen.append(Chosen(projection, columns, method))
                 tape = with_columns(dense, chosen, self._n_threads)
                 self._tapes[key] = tape

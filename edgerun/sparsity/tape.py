@@ -19,6 +19,7 @@ from edgerun.sparsity.columns import Columns
 from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.method import Method, Room
 from edgerun.sparsity.projections import Projection
+from edgerun.sparsity.threshold import Threshold
 from edgerun_kernels.record import Field, Op, activation_bytes, list_scratch_bytes, state_sums
 
 WHERE_SKIPPED = 3
@@ -26,9 +27,10 @@ WHERE_SKIPPED = 3
 PARTS = ((2048, 4), (4096, 2))
 """Up to so many bytes of a column, groups are summed up in so many parts, which threads then share; in one where
 columns are long enough to be shared themselves."""
-WORTH_WHILE = ((256, 0.25), (768, 0.42), (2048, 0.55), (4096, 0.68), (1 << 62, 0.78))
+WORTH_WHILE, MINIMA_COST = ((256, 0.25), (768, 0.35), (2048, 0.53), (4096, 0.67), (1 << 62, 0.78)), 0.07
 """Up to so many bytes of a column, the share of columns below which reading them one by one was measured to be faster
-than reading all: memory gives long runs faster than short ones."""
+than reading all: memory gives long runs faster than short ones. So much less with minima, which are read for whole
+groups as scales are."""
 
 
 class Chosen(NamedTuple):
@@ -75,7 +77,13 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
 
 def most_columns(projection: Projection) -> int:
     """Of its columns, as many as are read one by one at most."""
-    return int(projection.k * next(share for limit, share in WORTH_WHILE if projection.run_bytes <= limit))
+    share = next(share for limit, share in WORTH_WHILE if projection.run_bytes <= limit)
+    return int(projection.k * (share - MINIMA_COST if projection.fmt == "q4m" else share))
+
+
+def may_pay(projection: Projection, method: Method) -> bool:
+    """Whether it is worth trying: not where a fixed share of the inputs is too many anyway."""
+    return not isinstance(method, Threshold) or method.keep * projection.k <= most_columns(projection)
 
 
 def n_parts(projection: Projection) -> int:
