@@ -148,10 +148,10 @@ class Generation(Iterator[Piece]):
 
     def _prefill(self) -> NDArray[np.float32] | None:
         """Runs what the cache lacks of the prompt, chunk by chunk, until stopped; the logits after its last token."""
-        chunk = self.session.model.tape.max_rows
         logits = None
-        for start in range(self.session.position, len(self.prompt), chunk):
+        wanted = self.prompt[self.session.position :]
+        for part in self.session.parts(len(wanted)):
             if self._stopped:
                 return None
-            logits = self.session.advance(self.prompt[start : start + chunk])
+            logits = self.session.advance(wanted[part])
         return logits

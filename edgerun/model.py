@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.attention.runs import Heads
+from edgerun.attention.spec import FULL, parse
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.lowering import lower
 from edgerun.lowering.lower import CacheType, Compute
@@ -52,6 +54,7 @@ def load(
     compute: Compute = "mixed",
     cache: CacheType = "f16",
     variant: str | os.PathLike[str] | None = None,
+    attention: str | None = None,
     sparsity: str | None = None,
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
@@ -62,7 +65,7 @@ def load(
     a group holds outliers (nearer to exact than other runtimes' 8 bits); "int16" all to 16 (as good as exact), "int8"
     all to 8; "float32" does not quantise them (slow; for comparisons).
     cache: element type of keys and values: "f16"; "q8", half as large and a little less exact; "f32".
-    variant, sparsity: what sessions run that name none themselves; see ``Model.session``.
+    variant, attention, sparsity: what sessions run that name none themselves; see ``Model.session``.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
     from edgerun.hub import resolve
@@ -74,6 +77,7 @@ def load(
         compute=compute,
         cache=cache,
         variant=variant,
+        attention=attention,
         sparsity=sparsity,
     )
 
@@ -90,6 +94,7 @@ class Model:
         compute: Compute = "mixed",
         cache: CacheType = "f16",
         variant: str | os.PathLike[str] | None = None,
+        attention: str | None = None,
         sparsity: str | None = None,
     ) -> None:
         _check_choice("compute", compute, get_args(Compute))
@@ -115,6 +120,8 @@ class Model:
             max_rows=min(prefill_rows(self.package.config.intermediate_size), self.context),
         )
         self.vocab_size = self.tape.vocab_size
+        config = self.package.config
+        self.heads = Heads(config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim, cache, self.context)
         self.variants = Variants(self.package, self.tape)
         """The variants that were used, mapped and ready; see ``Variants``."""
         self.variant = "none" if variant is None else os.fspath(variant)
@@ -122,6 +129,8 @@ class Model:
         """The columns for activation sparsity, mapped once they are used; see ``Sparsity``."""
         self.sparsity = "none" if sparsity is None else sparsity
         self.sparsities.tape(self.variants.tape(self.variant), self.sparsity)
+        self.attention = FULL if attention is None else attention
+        parse(self.attention, self.package.config)
         _return_memory()
         self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
         self._rope = RotaryTable(self.tape.inv_freq)
@@ -132,20 +141,38 @@ class Model:
         self._team = Team(self.kernels, self.threads)
         self._closed = False
 
-    def session(self, variant: str | os.PathLike[str] | None = None, *, sparsity: str | None = None) -> Session:
+    def session(
+        self,
+        variant: str | os.PathLike[str] | None = None,
+        attention: str | None = None,
+        sparsity: str | None = None,
+    ) -> Session:
         """A new, empty session.
 
         variant: a fine-tuned variant of this model: a name (``edgerun variant list``), a variant file, or a sum of
         several with weights, "a:0.5+b:0.5"; "none" for the model as it is. Default: the model's own default. Sessions
-        with different variants run side by side. Raises VariantError.
+        with different variants run side by side.
+        attention: "full" is exact; a policy leaves out what matters little, as ``edgerun.attention`` says:
+        "deltallm:theta=0.5", "delta:budget=512", or both joined by "+". Default: the model's own default.
         sparsity: which weights a decoded token leaves unread: "threshold:keep=0.6" those of the smallest 40 % of the
-        inputs of every layer, "zero" those of zeros; "none" reads all. Default: the model's own. Raises OptionError.
+        inputs of every layer, "zero" those of zeros; "none" reads all. Default: the model's own default.
+        Raises VariantError, OptionError.
         """
         from edgerun.session import Session
 
         return Session(
-            self, self.variant if variant is None else variant, self.sparsity if sparsity is None else sparsity
+            self,
+            self.variant if variant is None else variant,
+            parse(self.attention if attention is None else attention, self.package.config),
+            self.sparsity if sparsity is None else sparsity,
         )
+
+    def restore(self, path: str | os.PathLike[str]) -> Session:
+        """The session that ``Session.save`` wrote, with its variant, its attention policies and its sparsity. Raises
+        EdgerunError if the file is damaged or belongs to another model or cache type."""
+        from edgerun.saved import restore
+
+        return restore(self, path)
 
     def generate(
         self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
@@ -167,13 +194,15 @@ class Model:
         logits: NDArray[np.float32],
         n_out: int,
         tape: Tape | None = None,
-        state: NDArray[np.uint8] | None = None,
+        attention: NDArray[np.int64] | None = None,
+        running: NDArray[np.uint8] | None = None,
     ) -> None:
         """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
 
         pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
-        the last ``n_out`` tokens. tape: as ``variants`` or ``sparsities`` gave it. state: of the session, the tape's
-        state_bytes, where one token runs. For sessions; nothing is checked here.
+        the last ``n_out`` tokens. tape: the session's own. attention: the LayerStates of its policies. running: its
+        running sums of activation sparsity, the tape's state_bytes, where one token runs. For sessions; nothing is
+        checked here.
         """
         tape = tape or self.tape
         ops = tape.ops
@@ -194,7 +223,8 @@ class Model:
             record[Run.N_OUT] = n_out
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
-            record[Run.SPARSITY] = 0 if state is None else state.ctypes.data
+            record[Run.ATTENTION] = 0 if attention is None else attention.ctypes.data
+            record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
             record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
             if self.profile is not None and self.profile.shape[1] == len(ops):
                 record[Run.PROFILE] = self.profile.ctypes.data

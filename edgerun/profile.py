@@ -56,6 +56,10 @@ _KINDS = {
     Op.JOIN_COLUMNS: "joining columns, or all of them",
     Op.JOIN_DELTA: "joining columns, or all of them",
     Op.GATHER_ATTENTION: "attention, joining its parts",
+    Op.COMPACT_F16: "attention, making runs",
+    Op.COMPACT_F32: "attention, making runs",
+    Op.COMPACT_Q8: "attention, making runs",
+    Op.SELECT_PAGES: "attention, choosing pages",
     Op.EMBED_Q4: "embedding",
     Op.EMBED_Q8: "embedding",
     Op.EMBED_Q6K: "embedding",
@@ -92,7 +96,7 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
 
     gb_per_s: the memory's bandwidth with as many threads, which shares are taken of.
     """
-    first = session.position
+    first, before = session.position, session.attended
     measured = np.zeros((2, len(session.tape.ops)), np.int64)
     model.profile = measured
     start = time.perf_counter()
@@ -103,6 +107,10 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
         model.profile = None
     us = (time.perf_counter() - start) * 1e6 / len(tokens)
     positions = first + (len(tokens) + 1) / 2
+    read_before, exact_before = before
+    attended = session.attended
+    if attended.exact > exact_before:  # policies: of all that was there, so much was read
+        positions *= (attended.read - read_before) / (attended.exact - exact_before)
     times: dict[str, float] = {}
     read: dict[str, int] = {}
     skipped: dict[str, list[float]] = {}

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.attention.spec import Attention
+from edgerun.attention.state import Attended, AttentionState, RunCount
+from edgerun.attention.tape import with_attention
 from edgerun.errors import ContextError, EdgerunError, OptionError
 from edgerun.generate import Generation
 from edgerun.text.options import SamplingOptions
@@ -16,24 +19,36 @@ from edgerun_kernels.record import PAGE
 from edgerun_kernels.team import aligned
 
 if TYPE_CHECKING:
+    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
 
 
 class Session:
     """One cache of one model. Sessions of a model may be used from several threads; one session, from one at a time."""
 
-    def __init__(self, model: Model, variant: str | os.PathLike[str] = "none", sparsity: str = "none") -> None:
+    def __init__(
+        self,
+        model: Model,
+        variant: str | os.PathLike[str] = "none",
+        attention: Attention | None = None,
+        sparsity: str = "none",
+    ) -> None:
         self.model = model
         self.variant = os.fspath(variant)
         """What it runs, as ``Model.session`` takes it; "none" is the model as it is. To be changed by ``use``."""
+        self.attention = attention or Attention()
+        """What its attention leaves out."""
         self.sparsity = sparsity
         """Which weights decoding leaves unread, as ``Model.session`` takes it."""
-        self.tape = model.sparsities.tape(model.variants.tape(self.variant), sparsity)
+        self.tape = self._tape(self.variant)
+        self.state = self._fresh_state()
+        """What its policies keep; None without any."""
         self._tokens: list[int] = []
-        self._pages: list[NDArray[np.uint8]] = []
+        self.pages: list[NDArray[np.uint8] | None] = []
+        """The cache, PAGE positions a page; None where no policy needs one any more."""
         self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
         self._logits = self._buffer(1)
-        self._state: NDArray[np.uint8] | None = None
+        self._running: NDArray[np.uint8] | None = None
         """What running sums of activation sparsity hold; None: to be computed afresh."""
         self._generation: Generation | None = None
 
@@ -51,13 +66,59 @@ class Session:
         """Forgets everything and gives the cache's memory back."""
         self.rewind(0)
 
-    def rewind(self, n_tokens: int) -> None:
-        """Keeps the first ``n_tokens`` tokens (at most ``position``) and forgets the rest."""
+    def rewind(self, n_tokens: int) -> int:
+        """Keeps the first ``n_tokens`` tokens (at most ``position``) and forgets the rest; gives how many of them did
+        not have to be computed again: all, but where DeltaLLM has already made runs of what comes back into view.
+        """
         if not 0 <= n_tokens <= len(self._tokens):
             raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {len(self._tokens)}")
-        del self._tokens[n_tokens:]
-        del self._pages[-(-n_tokens // PAGE) :]
-        self._state = None
+        kept = self._tokens[:n_tokens]
+        self._running = None
+        if n_tokens and (self.state is None or self.state.rewind(n_tokens)):
+            self._tokens = kept
+            del self.pages[-(-n_tokens // PAGE) :]
+            return n_tokens
+        self._tokens, self.pages = [], []
+        self.state = self._fresh_state()
+        if kept:
+            self.prefill(kept)
+        return 0
+
+    def fork(self) -> Session:
+        """A session that holds the same, and goes its own way from here."""
+        other = Session(self.model, self.variant, self.attention, self.sparsity)
+        other.take(self.tokens, [None if page is None else _copy(page) for page in self.pages])
+        if self.state is not None:
+            other.state = self.state.fork(self.position)
+        return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it all into a file, for ``Model.restore``. Raises EdgerunError."""
+        from edgerun.saved import save
+
+        save(self, path)
+
+    def take(self, tokens: list[int], pages: list[NDArray[np.uint8] | None]) -> None:
+        """Holds these tokens, whose cache pages these are. For ``fork`` and ``Model.restore``; nothing is checked."""
+        self._tokens, self.pages = tokens, pages
+        for i, page in enumerate(pages):
+            self._page_table[i] = 0 if page is None else page.ctypes.data
+
+    @property
+    def attended(self) -> Attended:
+        """How much of what exact attention would have read was read; of a session without policies nothing is said."""
+        return Attended(0, 0) if self.state is None else self.state.attended
+
+    @property
+    def runs(self) -> RunCount:
+        """How many keys DeltaLLM keeps of those that have left its window."""
+        return RunCount(0, 0) if self.state is None else self.state.run_count
+
+    @property
+    def cache_bytes(self) -> tuple[int, int]:
+        """What the pages of the cache take in memory, and what policies hold beside them."""
+        pages = sum(page.nbytes for page in self.pages if page is not None)
+        return pages, 0 if self.state is None else self.state.bytes
 
     def use(self, variant: str | os.PathLike[str], *, keep: bool = False) -> None:
         """Goes on with another variant (see ``Model.session``). Raises VariantError; the session stays as it was then.
@@ -66,9 +127,9 @@ class Session:
         but the new one would have made others. Else the session is empty afterwards.
         """
         wanted = os.fspath(variant)
-        self.tape = self.model.sparsities.tape(self.model.variants.tape(wanted), self.sparsity)
+        self.tape = self._tape(wanted)
         self.variant = wanted
-        self._state = None
+        self._running = None
         if not keep:
             self.reset()
 
@@ -79,8 +140,8 @@ class Session:
         OptionError for no tokens or a token that is not in the vocabulary.
         """
         ids = self._checked(token_ids)
-        for start in range(0, len(ids), self.model.tape.max_rows):
-            self._run(ids[start : start + self.model.tape.max_rows], self._logits, 1)
+        for part in self.parts(len(ids)):
+            self._run(ids[part], self._logits, 1)
         row: NDArray[np.float32] = self._logits[0, : self.model.vocab_size]
         return row
 
@@ -96,10 +157,10 @@ class Session:
         ids = self._checked(token_ids)
         rows = max(1, min(chunk, self.model.tape.max_rows, len(ids)))
         logits = self._buffer(rows)
-        for start in range(0, len(ids), rows):
-            part = ids[start : start + rows]
-            self._run(part, logits, len(part))
-            yield logits[: len(part), : self.model.vocab_size]
+        for part in self.parts(len(ids), rows):
+            n = part.stop - part.start
+            self._run(ids[part], logits, n)
+            yield logits[:n, : self.model.vocab_size]
 
     def generate(
         self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
@@ -139,8 +200,16 @@ class Session:
             if mine != wanted:
                 break
             shared += 1
-        self.rewind(shared)
-        return shared
+        return self.rewind(shared)
+
+    def parts(self, n: int, most: int | None = None) -> Iterator[slice]:
+        """How the next ``n`` tokens are cut into runs, of at most ``most`` tokens. For Generation."""
+        limit = min(self.model.tape.max_rows, most or n)
+        position, start = len(self._tokens), 0
+        while start < n:
+            room = limit if self.state is None else min(limit, self.state.most_rows(position + start))
+            yield slice(start, min(n, start + room))
+            start += room
 
     def advance(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens that have been checked, one run; logits as ``prefill``. For Generation."""
@@ -167,19 +236,50 @@ class Session:
     def _run(self, ids: NDArray[np.int64], logits: NDArray[np.float32], n_out: int) -> None:
         end = len(self._tokens) + len(ids)
         try:
-            while len(self._pages) * PAGE < end:
+            while len(self.pages) * PAGE < end:
                 page = aligned(self.model.tape.page_bytes)
-                self._page_table[len(self._pages)] = page.ctypes.data
-                self._pages.append(page)
+                self._page_table[len(self.pages)] = page.ctypes.data
+                self.pages.append(page)
+            if self.state is not None:
+                self.state.before(len(self._tokens))
             if len(ids) > 1:
-                self._state = None  # several tokens change more than is worth sending
-            elif self._state is None and self.tape.state_bytes:
-                self._state = aligned(self.tape.state_bytes)
+                self._running = None  # several tokens change more than is worth sending
+            elif self._running is None and self.tape.state_bytes:
+                self._running = aligned(self.tape.state_bytes)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
-        self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape, self._state)
+        records = None if self.state is None else self.state.records
+        try:
+            position = len(self._tokens)
+            self.model.run(ids, position, self._page_table, logits, n_out, self.tape, records, self._running)
+        except BaseException:  # ctrl-C: what the policies have begun is taken back
+            self._running = None
+            if self.state is not None:
+                self.state.cancel()
+            raise
+        if self.state is not None:
+            self.state.after(len(self._tokens), len(ids))
+            for i in range(self.state.first_needed // PAGE):
+                self.pages[i] = None
         self._tokens.extend(ids.tolist())
+
+    def _tape(self, variant: str) -> Tape:
+        """The variant's, with what attention and decoding leave out."""
+        return self.model.sparsities.tape(
+            with_attention(self.model.variants.tape(variant), self.attention), self.sparsity
+        )
+
+    def _fresh_state(self) -> AttentionState | None:
+        if self.attention.deltallm is None and self.attention.delta is None:
+            return None
+        return AttentionState(self.model.heads, self.attention)
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:
         stride = self.model.tape.logits_stride
         return aligned(4 * rows * stride).view(np.float32).reshape(rows, stride)
+
+
+def _copy(page: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    copy = aligned(page.nbytes)
+    copy[:] = page
+    return copy

@@ -14,6 +14,7 @@ from edgerun.cli.command import Function, json_option, option
 from edgerun.cli.command import command as command_
 from edgerun.cli.options import (
     RuntimeOptions,
+    attention_option,
     cache_option,
     compute_option,
     model_argument,
@@ -85,6 +86,7 @@ def _count(name: str, default: int, help: str) -> Callable[[Function], Function]
 @compute_option
 @cache_option
 @variant_option
+@attention_option
 @sparsity_option
 def command(
     model: str,
@@ -100,6 +102,7 @@ def command(
     compute: Any,
     cache: Any,
     variant: str | None,
+    attention: str | None,
     sparsity: str | None,
 ) -> None:
     """Measure prefill and decode of MODEL with random tokens, as llama-bench does, and how fast memory can be read."""
@@ -123,7 +126,7 @@ def command(
         )
 
     def load(count: int) -> Any:
-        return RuntimeOptions(count, room, compute, cache, variant, sparsity).load(folder)
+        return RuntimeOptions(count, room, compute, cache, variant, attention, sparsity).load(folder)
 
     before = board.state()
     with ProgressBar() as progress:
@@ -141,6 +144,7 @@ def command(
             "compute": compute,
             "cache_type": cache,
             "variant": variant,
+            "attention": attention,
             "sparsity": sparsity,
             "memory_read_gb_per_s": fastest,
             "results": [_report(result) for result in results],

@@ -13,6 +13,7 @@ from edgerun.cli.command import command as command_
 from edgerun.cli.command import json_option, option
 from edgerun.cli.options import (
     RuntimeOptions,
+    attention_option,
     cache_option,
     compute_option,
     model_argument,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @compute_option
 @cache_option
 @variant_option
+@attention_option
 @sparsity_option
 def command(
     model: str,
@@ -63,6 +65,7 @@ def command(
     compute: Any,
     cache: Any,
     variant: str | None,
+    attention: str | None,
     sparsity: str | None,
 ) -> None:
     """Perplexity of MODEL on a text, counted as llama.cpp's llama-perplexity counts it.
@@ -76,7 +79,7 @@ def command(
 
     content = read_text(text).removesuffix("\n")  # as llama-perplexity reads a file
     folder = resolve(model)
-    with RuntimeOptions(threads, window, compute, cache, variant, sparsity).load(str(folder)) as loaded:
+    with RuntimeOptions(threads, window, compute, cache, variant, attention, sparsity).load(str(folder)) as loaded:
         scorer = ModelScorer(loaded)
         tokens = scorer.encode(content)
         with _reference(against, folder, loaded, threads, window, variant) as reference, ProgressBar() as progress:

@@ -27,6 +27,7 @@ class RuntimeOptions:
     compute: Literal["mixed", "int16", "int8", "float32"]
     cache: Literal["f16", "q8", "f32"]
     variant: str | None = None
+    attention: str | None = None
     sparsity: str | None = None
 
     def load(self, model: str) -> Model:
@@ -42,6 +43,7 @@ class RuntimeOptions:
             compute=self.compute,
             cache=self.cache,
             variant=self.variant,
+            attention=self.attention,
             sparsity=self.sparsity,
         )
 
@@ -96,6 +98,13 @@ variant_option = _machine(
     help="Fine-tuned variant of the model: a name, a file, or a sum such as a:0.5+b:0.5.  [default: none]",
 )
 
+attention_option = _machine(
+    "--attention",
+    metavar="SPEC",
+    help="What attention leaves out: full (nothing), deltallm:theta=X, delta:budget=TOKENS, or both joined by +.  "
+    "[default: full]",
+)
+
 
 sparsity_option = _machine(
     "--sparsity",
@@ -114,12 +123,16 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         compute: Any,
         cache: Any,
         variant: str | None,
+        attention: str | None,
         sparsity: str | None,
         **others: Any,
     ) -> Any:
-        return function(runtime=RuntimeOptions(threads, context, compute, cache, variant, sparsity), **others)
+        runtime = RuntimeOptions(threads, context, compute, cache, variant, attention, sparsity)
+        return function(runtime=runtime, **others)
 
-    return threads_option(context_option(compute_option(cache_option(variant_option(sparsity_option(bundle))))))
+    for add in (sparsity_option, attention_option, variant_option, cache_option, compute_option, context_option):
+        bundle = add(bundle)
+    return threads_option(bundle)
 
 
 _SAMPLING_OPTIONS = (

@@ -38,6 +38,6 @@ class Delta:
         record[Field.K] = projection.k
         record[Field.W] = columns.worth.ctypes.data
         record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
-        record[Field.STATE], record[Field.REFRESH] = room.state, self.refresh
+        record[Field.RUNNING], record[Field.REFRESH] = room.state, self.refresh
         record[Field.THRESHOLD] = np.float64(self.at).view(np.int64)
         return [record]

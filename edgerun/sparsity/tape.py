@@ -63,7 +63,7 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
             ops[record][Field.DENSE] = ops[record][Field.CODE]
             ops[record][Field.CODE] = Op.JOIN_DELTA if runs else Op.JOIN_COLUMNS
             ops[record][Field.START], ops[record][Field.UP] = start, room.row
-            for field in (Field.SCRATCH, Field.SCRATCH_PRIVATE, Field.SUMS, Field.PARTS, Field.STACK, Field.STATE):
+            for field in (Field.SCRATCH, Field.SCRATCH_PRIVATE, Field.SUMS, Field.PARTS, Field.STACK, Field.RUNNING):
                 ops[record][field] = skipping[field]
             start += -(-n // ROWS) * ROWS
         arrays += [*columns.arrays.values(), columns.worth]
@@ -126,5 +126,5 @@ def _skipping(
     record[Field.M] = columns.arrays["m"].ctypes.data if "m" in columns.arrays else 0
     record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
     record[Field.SUMS], record[Field.PARTS] = sums, n_parts(projection)
-    record[Field.MOST], record[Field.STATE] = most_columns(projection), room.state
+    record[Field.MOST], record[Field.RUNNING] = most_columns(projection), room.state
     return record

@@ -1,17 +1,20 @@
-"""Exact attention over a paged cache, RoPE included: decode is split over the sequence, prefill over the queries.
+"""Attention over a paged cache, RoPE included: decode is split over the sequence, prefill over the queries.
 
+What it reads is a list of blocks: every position's, or what a policy left (``attention_entries.py``).
 Query rows that share a key/value head (query heads of a token, or tokens) go through the keys together, in tiles whose
 sums stay in registers. Softmax is online (Milakov & Gimelshein, arXiv 1805.02867), in steps whose bounds depend on
-positions only, so that results do not depend on the number of threads. The cache's formats: ``attention_cache.py``.
+places in the list only, so that results do not depend on the number of threads. The cache's formats:
+``attention_cache.py``.
 """
 
 import numpy as np
 
-from .attention_cache import Cache, float_cache, q8_cache
+from .attention_cache import NEXT, Cache, float_cache, q8_cache
+from .attention_entries import block_address, entries_of, first_exact, layer_state, locate, runs_end, runs_padded
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
 from .math import ONE, ZERO, exp, share
-from .record import CHUNK, PAGE, PREFILL_TILE, QUERY_TILE, Field, Run
+from .record import BLOCK, CHUNK, MAX_CHUNKS, PREFILL_TILE, QUERY_TILE, Field, LayerState, Run
 from .simd.ops import (
     extract,
     field,
@@ -79,16 +82,9 @@ def store_scaled(x, stride, factor, dim, out):
         store_f32(out + 4 * (i + j), load_f32(x + 4 * j) * factor)
 
 
-@inner
-def head_address(op, run, position, kv_head):
-    """Where this head begins in the page of ``position``."""
-    page = load_i64(field(run, Run.PAGES) + 8 * (position // PAGE))
-    return page + field(op, Field.LAYER) + kv_head * field(op, Field.KV_HEAD_BYTES)
-
-
 def _tile(cache: Cache, rows: int):
     """``(load, prepare, attend)``: how a tile of ``rows`` queries is loaded, and taken through the cache."""
-    padded_dim, size = cache.padded, cache.size
+    padded_dim, block_bytes = cache.padded, cache.block_bytes
     prepare, scores, accumulate = cache.queries(rows), cache.scores(rows), cache.accumulate(rows)
 
     @inner
@@ -102,11 +98,11 @@ def _tile(cache: Cache, rows: int):
             store_f32(out + 4 * i, ZERO)
 
     @inner
-    def softmax_step(p, whole, position, ends, padded, state, out):
+    def softmax_step(p, whole, start, end, ends, padded, state, out):
         """Turns the scores of a step into weights relative to the largest so far, and fades what came before."""
         sums, fades, totals = state + 64, state + 128, state + 192
         for q in range(rows):
-            row, visible = p + 4 * CHUNK * q, load_i64(ends + 8 * q) - position
+            row, visible = p + 4 * CHUNK * q, min(load_i64(ends + 8 * q), end) - start
             largest = splat(MASKED)
             if visible < whole:
                 for t in range(0, whole, 16):
@@ -120,7 +116,7 @@ def _tile(cache: Cache, rows: int):
         store_f32x16(state, new)
         store_f32x16(fades, fade)
         for q in range(rows):
-            row, visible = p + 4 * CHUNK * q, load_i64(ends + 8 * q) - position
+            row, visible = p + 4 * CHUNK * q, min(load_i64(ends + 8 * q), end) - start
             largest, total = splat(load_f32(state + 4 * q)), splat(ZERO)
             for t in range(0, whole, 16):
                 lanes = exp(load_f32x16(row + 4 * t) - largest)
@@ -142,34 +138,61 @@ def _tile(cache: Cache, rows: int):
                     store_f32x16(o, load_f32x16(o) * splat(factor))
 
     @inner
-    def attend(op, run, kv_head, begin, end, following, queries, ends, state, p):
-        """Prepared queries over positions [begin, end); ``ends`` int64[rows]: each query's own last + 1. following: the
-        head of a page whose first positions come next, to be fetched meanwhile; 0: those behind ``end``.
+    def add_logarithms(op, blocks, count, p):
+        """A run's score counts as often as it has positions."""
+        for t in range(0, count, BLOCK):
+            lanes = load_f32x16(load_i64(blocks + 8 * (t // BLOCK)) + block_bytes(op))
+            for q in range(rows):
+                address = p + 4 * (CHUNK * q + t)
+                store_f32x16(address, load_f32x16(address) + lanes)
 
-        state: the queries' maxima [16], sums [16], room for two more such, then outputs [padded/16, rows, 16], all
-        float32, unnormalised.
+    @inner
+    def export(op, run, head, start, whole, p, state):
+        """Leaves a step's weights, and what they are relative to, to those who choose by them."""
+        layer = layer_state(op, run)
+        stride = field(layer, LayerState.WEIGHTS_STRIDE)
+        for q in range(rows):
+            target = field(layer, LayerState.WEIGHTS) + 4 * ((head + q) * stride + start)
+            for t in range(0, whole, 16):
+                store_f32x16(target + 4 * t, load_f32x16(p + 4 * (CHUNK * q + t)))
+            largest = field(layer, LayerState.LARGEST) + 4 * ((head + q) * (stride // CHUNK) + start // CHUNK)
+            store_f32(largest, load_f32(state + 4 * q))
+
+    @inner
+    def attend(op, run, kv_head, head, begin, end, n_entries, queries, ends, blocks, state, p):
+        """Prepared queries over a head's entries [begin, end); ``ends`` int64[rows]: each query's own last + 1.
+
+        head: the first query head, of decoding; -1: several rows. n_entries: what all queries see of it, so that what
+        comes next is fetched meanwhile (at decode also what the next head begins with). blocks: room for the addresses
+        of two steps. state: the queries' maxima [16], sums [16], room for two more such, then outputs
+        [padded/16, rows, 16], all float32, unnormalised.
         """
-        padded = padded_dim(op)
-        out = state + STATE
+        padded, out = padded_dim(op), state + STATE
         work = p + 4 * CHUNK * rows
-        newest = field(run, Run.POSITION) + field(run, Run.N_ROWS) - 1
-        position_bytes = size * padded
+        n_runs, runs_to = runs_end(op, run, kv_head), runs_padded(op, run, kv_head)
         store_f32x16(state, splat(MASKED))
         store_f32x16(state + 64, splat(ZERO))
         store_f32x16(state + 192, splat(ZERO))
         for i in range(0, rows * padded, 16):
             store_f32x16(out + 4 * i, splat(ZERO))
-        for position in range(begin, end, CHUNK):
-            keys = head_address(op, run, position, kv_head)
-            inside, count = position % PAGE, min(CHUNK, end - position)
-            if following != 0 and position + CHUNK >= end:
-                ahead = following - keys - inside * position_bytes
-            else:
-                later = min(position + CHUNK, newest)
-                ahead = head_address(op, run, later, kv_head) - keys + (later % PAGE - inside) * position_bytes
-            scores(op, keys, inside, count, queries, p, work, ahead)
-            softmax_step(p, (count + 15) // 16 * 16, position, ends, padded, state, out)
-            accumulate(op, keys, inside, count, p, out, ahead)
+        locate(op, run, kv_head, begin, blocks + NEXT)
+        for start in range(begin, end, CHUNK):
+            for i in range(0, NEXT, 8):
+                store_i64(blocks + i, load_i64(blocks + NEXT + i))
+            if start + CHUNK < n_entries:
+                locate(op, run, kv_head, start + CHUNK, blocks + NEXT)
+            elif head >= 0 and kv_head + 1 < field(op, Field.N_KV_HEADS):
+                locate(op, run, kv_head + 1, 0, blocks + NEXT)
+            limit = n_runs if start < runs_to else end
+            count = min(CHUNK, min(end, limit) - start)
+            whole = (count + 15) // 16 * 16
+            scores(op, blocks, count, queries, p, work)
+            if start < runs_to:
+                add_logarithms(op, blocks, count, p)
+            softmax_step(p, whole, start, limit, ends, padded, state, out)
+            if head >= 0 and field(op, Field.EXPORT) != 0:
+                export(op, run, head, start, whole, p, state)
+            accumulate(op, blocks, count, p, out)
 
     return load, prepare, attend
 
@@ -194,38 +217,44 @@ def _decode_tile(cache: Cache, rows: int):
     padded_dim = cache.padded
 
     @inner
-    def run_tile(op, run, kv_head, head, first, last, n_parts, scratch):
-        position, padded, part = field(run, Run.POSITION), padded_dim(op), field(run, Run.CHUNK)
-        ends, state, p, queries = scratch_parts(scratch, rows, padded)
+    def run_tile(op, run, kv_head, head, first, last, n_entries, scratch):
+        padded, part = padded_dim(op), field(run, Run.CHUNK)
+        ends, blocks, state, p, queries = scratch_parts(scratch, rows, padded)
         raw = state + STATE
         for q in range(rows):
             load(op, run, q, 0, head + q, raw)
-            store_i64(ends + 8 * q, position + 1)
+            store_i64(ends + 8 * q, n_entries)
         prepare(op, raw, queries)
         partials = field(run, Run.ARENA) + field(op, Field.PARTIALS)
         for index in range(first, last):
-            following = 0
-            if index + 1 == n_parts and kv_head + 1 < field(op, Field.N_KV_HEADS):
-                following = head_address(op, run, 0, kv_head + 1)
-            end = min((index + 1) * part, position + 1)
-            attend(op, run, kv_head, index * part, end, following, queries, ends, state, p)
+            end = min((index + 1) * part, n_entries)
+            attend(op, run, kv_head, head, index * part, end, n_entries, queries, ends, blocks, state, p)
             for q in range(rows):
-                save_partial(partials + ((head + q) * n_parts + index) * partial_bytes(op), state, rows, q, padded)
+                save_partial(partials + ((head + q) * MAX_CHUNKS + index) * partial_bytes(op), state, rows, q, padded)
 
     return run_tile
 
 
 @inner
 def scratch_parts(scratch, rows, padded):
-    """Addresses of ends, state (with outputs; before, the raw queries), weights (with sums) and prepared queries."""
-    state = scratch + 64
+    """Addresses of ends, blocks, state (with outputs; before, the raw queries), weights (with sums) and prepared
+    queries."""
+    blocks = scratch + 64
+    state = blocks + 2 * NEXT
     p = state + STATE + 4 * rows * padded
-    return scratch, state, p, p + 4 * CHUNK * rows + 64 * 2 * rows
+    return scratch, blocks, state, p, p + 4 * CHUNK * rows + 64 * 2 * rows
+
+
+@inner
+def n_parts(op, run, kv_head):
+    """Into how many parts a head's entries are split at decode."""
+    part = field(run, Run.CHUNK)
+    return (entries_of(op, run, kv_head) + part - 1) // part
 
 
 def _attention(name: str, cache: Cache):
     """The kernel for one cache format."""
-    padded_dim, write = cache.padded, cache.write
+    padded_dim, write_key, write_value = cache.padded, cache.write_key, cache.write_value
     load, prepare, attend = _tile(cache, PREFILL_TILE)
     one, two, three, four = (_decode_tile(cache, rows) for rows in range(1, QUERY_TILE + 1))
 
@@ -240,34 +269,39 @@ def _attention(name: str, cache: Cache):
         for i in range(dim, padded):
             store_f32(key + 4 * i, ZERO)
         copy_padded(offset + field(op, Field.VALUE), dim, padded, value)
-        write(op, head_address(op, run, position, kv_head), position % PAGE, key, value, rest)
+        block = block_address(op, run, kv_head, position // BLOCK)
+        write_key(op, block, position % BLOCK, key, rest)
+        write_value(op, block, position % BLOCK, value, rest)
 
     @inner
     def decode(op, run, tid, n_threads, scratch):
-        """One row: (key/value head, part of the cache) items; the item with the newest position writes it first."""
-        part = field(run, Run.CHUNK)
-        n_parts = field(run, Run.POSITION) // part + 1
+        """One row: (key/value head, part of its entries) items; the item with the newest position writes it first."""
         n_kv_heads = field(op, Field.N_KV_HEADS)
         group = field(op, Field.N_HEADS) // n_kv_heads
-        item, end = share(n_kv_heads * n_parts, tid, n_threads), share(n_kv_heads * n_parts, tid + 1, n_threads)
-        while item < end:
-            kv_head, first = item // n_parts, item % n_parts
-            last = min(n_parts, first + end - item)
-            item += last - first
-            if last == n_parts:
-                write_cache(op, run, 0, kv_head, scratch)
-            head, left = kv_head * group, group
-            while left > 0:
-                if left >= 4:
-                    four(op, run, kv_head, head, first, last, n_parts, scratch)
-                elif left == 3:
-                    three(op, run, kv_head, head, first, last, n_parts, scratch)
-                elif left == 2:
-                    two(op, run, kv_head, head, first, last, n_parts, scratch)
-                else:
-                    one(op, run, kv_head, head, first, last, n_parts, scratch)
-                head += QUERY_TILE
-                left -= QUERY_TILE
+        total = 0
+        for kv_head in range(n_kv_heads):
+            total += n_parts(op, run, kv_head)
+        item, end, before = share(total, tid, n_threads), share(total, tid + 1, n_threads), 0
+        for kv_head in range(n_kv_heads):
+            parts = n_parts(op, run, kv_head)
+            first, last = max(item - before, 0), min(end - before, parts)
+            before += parts
+            if first < last:
+                if last == parts:
+                    write_cache(op, run, 0, kv_head, scratch)
+                n_entries = entries_of(op, run, kv_head)
+                head, left = kv_head * group, group
+                while left > 0:
+                    if left >= 4:
+                        four(op, run, kv_head, head, first, last, n_entries, scratch)
+                    elif left == 3:
+                        three(op, run, kv_head, head, first, last, n_entries, scratch)
+                    elif left == 2:
+                        two(op, run, kv_head, head, first, last, n_entries, scratch)
+                    else:
+                        one(op, run, kv_head, head, first, last, n_entries, scratch)
+                    head += QUERY_TILE
+                    left -= QUERY_TILE
 
     @inner
     def prefill(op, run, tid, n_threads, scratch):
@@ -276,7 +310,7 @@ def _attention(name: str, cache: Cache):
         n_kv_heads, n_heads = field(op, Field.N_KV_HEADS), field(op, Field.N_HEADS)
         group = n_heads // n_kv_heads
         dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
-        ends, state, p, queries = scratch_parts(scratch, PREFILL_TILE, padded)
+        ends, blocks, state, p, queries = scratch_parts(scratch, PREFILL_TILE, padded)
         y_stride = field(op, Field.Y_STRIDE)
         for row in range(share(rows, tid, n_threads), share(rows, tid + 1, n_threads)):
             for kv_head in range(n_kv_heads):
@@ -286,12 +320,14 @@ def _attention(name: str, cache: Cache):
         for item in range(tid, n_tiles * n_kv_heads, n_threads):  # dealt in turn: late tiles see more keys
             tile, kv_head = item % n_tiles * PREFILL_TILE, item // n_tiles  # a head's keys stay in the cache meanwhile
             last = min(tile + PREFILL_TILE, group * rows) - 1
+            hidden = runs_padded(op, run, kv_head) + position - first_exact(op, run)
             for q in range(PREFILL_TILE):
                 row, head = min(tile + q, last) // group, kv_head * group + min(tile + q, last) % group
                 load(op, run, q, row, head, state + STATE)
-                store_i64(ends + 8 * q, position + row + 1)
+                store_i64(ends + 8 * q, hidden + row + 1)
             prepare(op, state + STATE, queries)
-            attend(op, run, kv_head, 0, position + last // group + 1, 0, queries, ends, state, p)
+            end = hidden + last // group + 1
+            attend(op, run, kv_head, -1, 0, end, end, queries, ends, blocks, state, p)
             for q in range(last - tile + 1):
                 row, head = (tile + q) // group, kv_head * group + (tile + q) % group
                 y = field(run, Run.ARENA) + field(op, Field.Y) + row * y_stride + 4 * head * dim
@@ -321,19 +357,20 @@ def gather_attention(op, run, tid, n_threads):
     if field(run, Run.N_ROWS) != 1:
         return
     arena = field(run, Run.ARENA)
-    n_parts = field(run, Run.POSITION) // field(run, Run.CHUNK) + 1
     dim, stride = field(op, Field.HEAD_DIM), partial_bytes(op)
+    n_heads, n_kv_heads = field(op, Field.N_HEADS), field(op, Field.N_KV_HEADS)
     y = arena + field(op, Field.Y) + tid * field(op, Field.Y_PRIVATE)
     scratch = arena + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
-    for head in range(field(op, Field.N_HEADS)):
-        parts = arena + field(op, Field.PARTIALS) + head * n_parts * stride
+    for head in range(n_heads):
+        parts = arena + field(op, Field.PARTIALS) + head * MAX_CHUNKS * stride
+        count = n_parts(op, run, head // (n_heads // n_kv_heads))
         largest = MASKED
-        for part in range(n_parts):
+        for part in range(count):
             largest = max(largest, load_f32(parts + part * stride))
         total = ZERO
         for i in range(0, dim, 16):
             store_f32x16(scratch + 4 * i, splat(ZERO))
-        for part in range(n_parts):
+        for part in range(count):
             partial = parts + part * stride
             weight = exp(splat(load_f32(partial) - largest))
             total += load_f32(partial + 4) * extract(weight, 0)
@@ -341,3 +378,7 @@ def gather_attention(op, run, tid, n_threads):
                 lanes = fma(load_f32x16(partial + 64 + 4 * i), weight, load_f32x16(scratch + 4 * i))
                 store_f32x16(scratch + 4 * i, lanes)
         store_scaled(scratch, 64, ONE / total, dim, y + 4 * head * dim)
+        if field(op, Field.EXPORT) != 0:  # by every thread, the same
+            norms = field(layer_state(op, run), LayerState.NORMS) + 8 * head
+            store_f32(norms, largest)
+            store_f32(norms + 4, ONE / total)

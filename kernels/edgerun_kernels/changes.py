@@ -62,7 +62,7 @@ HIGH = 128
 
 @inner
 def state_address(op, run):
-    return field(run, Run.SPARSITY) + field(op, Field.STATE)
+    return field(run, Run.SPARSITY) + field(op, Field.RUNNING)
 
 
 @inner

@@ -12,6 +12,8 @@ GROUP = 32
 """Columns that share a scale, and activations that share a scale."""
 PAGE = 256
 """Positions in a page of the KV cache."""
+BLOCK = 16
+"""Positions whose keys and values lie together in it."""
 TILE_ROWS = 4
 """Rows that a linear layer takes through the weights together, and that lie together when they are quantised."""
 QUERY_TILE = 4
@@ -60,6 +62,10 @@ class Op(IntEnum):
     GATHER_COLUMNS = 24
     LINEAR_TERNARY_TRIPLES = 25
     SPARSE_DELTA = 40
+    COMPACT_F16 = 30
+    COMPACT_F32 = 31
+    COMPACT_Q8 = 32
+    SELECT_PAGES = 33
     EMBED_DELTA = 41
     COLUMNS_Q4 = 50
     COLUMNS_Q8 = 51
@@ -107,6 +113,9 @@ class Field(IntEnum):
     UP = 29  # SwiGLU: arena offset of the second input
     THRESHOLD = 30  # float64 bits; quantisation: groups whose largest is above this times the row's rms get two terms
     KV_HEAD_BYTES = 31  # of one layer's key/value head in a page
+    MODE = 8  # attention, in the weights' places: what it reads, see Mode
+    STATE = 9  # byte offset of this layer's LayerState in the run's ATTENTION
+    EXPORT = 10  # 1: it leaves its probabilities there
     WINDOW = 22  # sparse deltas, in attention's places: columns of a window; 0: positions are gaps, and M their starts
     BITS = 21  # of a value, 4 or 8; W are codes, D bfloat16 scales, SCALE the variant's weight
     DENSE = 16  # column skipping, in attention's places: the code of the op that multiplies by all columns
@@ -115,7 +124,7 @@ class Field(IntEnum):
     PARTS = 19  # groups of columns that are summed up apart, whatever the number of threads
     START = 20  # the layer's first row in its stack
     STACK = 21  # rows of the stack, padded to whole lines
-    STATE = 23  # in the session's state of sparsity: where that of this projection begins (see ``changes``)
+    RUNNING = 23  # in the session's state of sparsity: where that of this projection begins (see ``changes``)
     REFRESH = 24  # positions after which everything is computed afresh; 0: never
     SHARE = 22  # KEEP_LARGE: float64 bits, of the inputs that are kept; 0: as many as are above THRESHOLD
     COUNT = 32
@@ -126,6 +135,43 @@ class Flag(IntEnum):
     LOGITS = 2  # y is the run's logits buffer, not the arena
     LAST_ROWS = 4  # only the last N_OUT rows of the input
     OUT_ROWS = 8  # runs over N_OUT rows instead of all
+
+
+class Mode(IntEnum):
+    """What an attention op reads of the cache."""
+
+    ALL = 0  # every position
+    PAGES = 1  # the blocks that were chosen; of several rows, as ALL
+    RUNS = 2  # runs of positions, and every position from LayerState.EXACT_TO on
+
+
+class LayerState(IntEnum):
+    """What a session keeps for the attention policies of a layer; int64, most of them addresses. H: key/value heads."""
+
+    EXACT_FROM = 0  # positions below it are in runs; a multiple of CHUNK
+    EXACT_TO = 1  # what it becomes before this run's attention
+    COUNTS = 2  # int64 [H]: runs of every head
+    BLOCKS = 3  # int64 [H, MOST_BLOCKS]: addresses of the blocks that hold them, as in the cache, then float32 [BLOCK]:
+    MOST_BLOCKS = 4  # what is added to the scores, the logarithm of a run's length
+    STARTS = 5  # int32 [H, BLOCK * MOST_BLOCKS]: the first position of every run
+    OPEN = 6  # float32 [H, padded]: the sum of the last run's values
+    THETA = 7  # float32 [H]
+    SINKS = 8
+    LIMITS = 9  # float32 [H, padded]: how far an element must move; 0: whole keys are compared
+    ELEMENTS = 10  # int64 [H]: elements that were transmitted, of the form with LIMITS
+    LOGARITHMS = 11  # float32 [context + 1]
+    UNDO = 12  # where the heads' runs are kept as they were; 0: nowhere. UNDO_BYTES a head
+    UNDO_BYTES = 13
+    WEIGHTS = 14  # float32 [n_heads, WEIGHTS_STRIDE]: exp(score - the largest so far), and
+    WEIGHTS_STRIDE = 15
+    LARGEST = 16  # float32 [n_heads, WEIGHTS_STRIDE / CHUNK]: that largest, of every step
+    NORMS = 17  # float32 [n_heads, 2]: the largest of all, and one over the sum of exp(score - it)
+    TOKENS = 18  # float32 [H, WEIGHTS_STRIDE]: of runs, each position's own share
+    SCORES = 19  # float32 [WEIGHTS_STRIDE / BLOCK], of pages
+    CHOSEN = 20  # int64 number of pages, then int64 [that many], ascending
+    BUDGET = 21
+    RECENT = 22
+    COUNT = 24
 
 
 class Run(IntEnum):
@@ -144,6 +190,7 @@ class Run(IntEnum):
     CHUNK = 10  # positions in a part of the decode attention
     PROFILE = 11  # address of int64 [2, ops]: thread 0 adds the ticks that each took, the columns read; 0: nobody asks
     COLUMNS_READ = 12  # where in it the op that runs counts its columns; 0 as PROFILE
+    ATTENTION = 13  # address of the LayerState of every layer; 0: all attention is exact
     SPARSITY = 14  # address of the session's state of sparsity, where the tape has a policy with one
     COUNT = 16
 
@@ -255,17 +302,32 @@ def triples_scratch_bytes(n: int, k: int) -> int:
     return max(4 * -(-n // UNIT_ROWS) * UNIT_ROWS, -(-k // GROUP) * 256 + 192)
 
 
-def kv_head_bytes(cache: str, head_dim: int) -> int:
-    """Bytes of one layer's key/value head in a page, for "f16", "f32" or "q8"; see ``attention_cache``."""
+def padded_head(cache: str, head_dim: int) -> int:
+    """Features of a head, with padding."""
+    return -(-head_dim // GROUP) * GROUP if cache == "q8" else -(-head_dim // 16) * 16
+
+
+def block_bytes(cache: str, head_dim: int) -> int:
+    """Bytes of a block of one layer's key/value head, for "f16", "f32" or "q8"; see ``attention_cache``."""
+    padded = padded_head(cache, head_dim)
     if cache == "q8":
-        padded = -(-head_dim // GROUP) * GROUP
-        return PAGE * (2 * padded + 2 * padded // GROUP + 4)
-    return PAGE * 2 * (-(-head_dim // 16) * 16) * (2 if cache == "f16" else 4)
+        return 33 * padded + 4 * BLOCK
+    return 2 * BLOCK * padded * (2 if cache == "f16" else 4)
+
+
+def kv_head_bytes(cache: str, head_dim: int) -> int:
+    """Bytes of one layer's key/value head in a page."""
+    return PAGE // BLOCK * block_bytes(cache, head_dim)
+
+
+def undo_bytes(cache: str, head_dim: int) -> int:
+    """Bytes in which a head's runs are kept as they were: their number, the open run's sum, and the last block."""
+    return -(-(8 + 4 * padded_head(cache, head_dim) + block_bytes(cache, head_dim) + 4 * BLOCK) // 64) * 64
 
 
 def attention_scratch_bytes(head_dim: int) -> int:
-    """A thread's scratch for attention: ends, softmax states, outputs, weights, sums, and the queries as the format
-    wants them; or a key, a value and the two as the format wants them."""
+    """A thread's scratch for attention: ends, blocks, softmax states, outputs, weights, sums, and the queries as the
+    format wants them; or a key, a value and the two as the format wants them."""
     rows, padded = PREFILL_TILE, -(-head_dim // GROUP) * GROUP
     prepared = max(4 * rows * padded, activation_bytes(padded, rows))
-    return 64 + 256 + 4 * rows * padded + 4 * rows * CHUNK + 64 * 2 * rows + prepared
+    return 64 + 16 * CHUNK // BLOCK + 256 + 4 * rows * padded + 4 * rows * CHUNK + 64 * 2 * rows + prepared

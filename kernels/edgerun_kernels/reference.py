@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .record import (
+    BLOCK,
     GROUP,
     PAGE,
     ROW_SCALES,
@@ -20,8 +21,10 @@ from .record import (
     TILE_HEADER,
     TILE_ROWS,
     activation_bytes,
+    block_bytes,
     first_stride,
     kv_head_bytes,
+    padded_head,
     row_activation_bytes,
     second_start,
     second_stride,
@@ -418,8 +421,6 @@ def rope(x: F32, cos: F32, sin: F32, scale: float = 1.0) -> F32:
 
 
 CACHES = ("f16", "f32", "q8")
-KEY_BLOCK = 32
-"""Positions that lie interleaved in float16 and float32 pages; in q8 pages ROWS do."""
 UNWRITTEN = 255
 """What this module leaves in the bytes of a page that the kernels do not write."""
 
@@ -452,27 +453,26 @@ def quantize_values(values: F32) -> tuple[NDArray[np.int8], F32]:
 
 
 def _page_parts(cache: str, dim: int, page: NDArray[np.uint8]) -> dict[str, Array]:
-    """Views of a page's heads [n_kv_heads, bytes]: see the table in ``attention_cache.py``."""
-    padded = -(-dim // GROUP) * GROUP if cache == "q8" else -(-dim // 16) * 16
+    """Views [n_kv_heads, PAGE / BLOCK, ...] of a page's heads [n_kv_heads, bytes]: see the table in
+    ``attention_cache.py``."""
+    padded = padded_head(cache, dim)
     groups = padded // GROUP
-    layout: dict[str, tuple[Any, tuple[int, ...]]]
+    kind = np.float16 if cache == "f16" else np.float32
+    fields: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "keys": (kind, (padded, BLOCK)),
+        "values": (kind, (BLOCK, padded)),
+    }
     if cache == "q8":
-        layout = {
-            "keys": (np.int8, (PAGE // ROWS, groups, GROUP // 4, ROWS, 4)),
-            "key_scales": (np.float16, (PAGE // ROWS, groups, ROWS)),
-            "values": (np.int8, (PAGE, padded)),
-            "value_scales": (np.float32, (PAGE,)),
+        fields = {
+            "keys": (np.int8, (groups, GROUP // 4, BLOCK, 4)),
+            "key_scales": (np.float16, (groups, BLOCK)),
+            "values": (np.int8, (BLOCK, padded)),
+            "value_scales": (np.float32, (BLOCK,)),
         }
-    else:
-        kind = np.float16 if cache == "f16" else np.float32
-        layout = {"keys": (kind, (PAGE // KEY_BLOCK, padded, KEY_BLOCK)), "values": (kind, (PAGE, padded))}
-    parts, at = {}, 0
-    for name, (dtype, shape) in layout.items():
-        size = np.dtype(dtype).itemsize * int(np.prod(shape))
-        parts[name] = page[:, at : at + size].view(dtype).reshape(len(page), *shape)
-        at += size
-    assert at == page.shape[1] == kv_head_bytes(cache, dim)
-    return parts
+    block = np.dtype([(name, kind, shape) for name, (kind, shape) in fields.items()])
+    assert block.itemsize == block_bytes(cache, dim)
+    blocks = page.view(block)
+    return {name: blocks[name] for name in fields}
 
 
 def _by_position(cache: str, keys: Array) -> Array:
@@ -488,18 +488,18 @@ def pack_page(cache: str, keys: F32, values: F32) -> NDArray[np.uint8]:
     page = np.full((heads, kv_head_bytes(cache, dim)), UNWRITTEN, np.uint8)
     parts = _page_parts(cache, dim, page)
     stored = _by_position(cache, parts["keys"])
-    block, lane = np.divmod(np.arange(count), stored.shape[2])
+    block, lane = np.divmod(np.arange(count), BLOCK)
     if cache == "q8":
         ints, scales = quantize_keys(keys)
         stored[:, block, lane] = ints.reshape(heads, count, *stored.shape[3:])
         parts["key_scales"].swapaxes(2, 3)[:, block, lane] = scales
-        narrow, parts["value_scales"][:, :count] = quantize_values(values)
+        narrow, parts["value_scales"][:, block, lane] = quantize_values(values)
     else:
         with np.errstate(over="ignore"):
             stored[:, block, lane, :dim] = keys.astype(stored.dtype)
             narrow = values.astype(stored.dtype)
-    parts["values"][:, :count] = 0
-    parts["values"][:, :count, :dim] = narrow
+    parts["values"][:, block, lane] = 0
+    parts["values"][:, block, lane, :dim] = narrow
     return page
 
 
@@ -512,7 +512,7 @@ def unpack_page(cache: str, page: NDArray[np.uint8], dim: int) -> tuple[F32, F32
         scales = parts["key_scales"].swapaxes(2, 3).astype(np.float32)
         keys = keys * scales[..., None, None]
         values = values * parts["value_scales"][..., None]
-    return keys.reshape(len(page), PAGE, -1)[:, :, :dim], values[:, :, :dim]
+    return keys.reshape(len(page), PAGE, -1)[:, :, :dim], values.reshape(len(page), PAGE, -1)[:, :, :dim]
 
 
 def attention(q: F32, keys: Array, values: Array, position: int) -> F32:

@@ -7,6 +7,8 @@ from .bandwidth import read_memory
 from .barrier import wait_for_all
 from .changes import keep_changes
 from .columns import gather_columns, linear_ternary_columns
+from .delta import select_pages
+from .deltallm import compact_f16, compact_f32, compact_q8
 from .embed import embed_f32, embed_q4, embed_q6k, embed_q8
 from .grouped_columns import (
     columns_delta_q4,
@@ -39,6 +41,8 @@ LINEAR_TERNARY, QUANTIZE_ROWS, SQUARED_RELU = int(Op.LINEAR_TERNARY), int(Op.QUA
 LINEAR_TERNARY_COLUMNS, GATHER_COLUMNS = int(Op.LINEAR_TERNARY_COLUMNS), int(Op.GATHER_COLUMNS)
 LINEAR_TERNARY_TRIPLES = int(Op.LINEAR_TERNARY_TRIPLES)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
+COMPACT_F16, COMPACT_F32, COMPACT_Q8 = int(Op.COMPACT_F16), int(Op.COMPACT_F32), int(Op.COMPACT_Q8)
+SELECT_PAGES = int(Op.SELECT_PAGES)
 SPARSE_DELTA, EMBED_DELTA = int(Op.SPARSE_DELTA), int(Op.EMBED_DELTA)
 COLUMNS_Q4, COLUMNS_Q8, JOIN_COLUMNS = int(Op.COLUMNS_Q4), int(Op.COLUMNS_Q8), int(Op.JOIN_COLUMNS)
 COLUMNS_DELTA_Q4, COLUMNS_DELTA_Q8, JOIN_DELTA = int(Op.COLUMNS_DELTA_Q4), int(Op.COLUMNS_DELTA_Q8), int(Op.JOIN_DELTA)
@@ -99,6 +103,14 @@ def run_op(code, op, run, tid, n_threads):
         sparse_delta(op, run, tid, n_threads)
     elif code == EMBED_DELTA:
         embed_delta(op, run, tid, n_threads)
+    elif code == SELECT_PAGES:
+        select_pages(op, run, tid, n_threads)
+    elif code == COMPACT_F16:
+        compact_f16(op, run, tid, n_threads)
+    elif code == COMPACT_Q8:
+        compact_q8(op, run, tid, n_threads)
+    elif code == COMPACT_F32:
+        compact_f32(op, run, tid, n_threads)
     elif code == COLUMNS_Q4:
         columns_q4(op, run, tid, n_threads)
     elif code == COLUMNS_Q8:

@@ -112,12 +112,11 @@ def attend(
         y = memory.room((max(rows, n_threads), n_heads * dim), np.float32, gap=64)
         scratch_bytes = attention_scratch_bytes(dim)
         scratch = memory.room((n_threads, scratch_bytes), np.uint8, gap=64 + -scratch_bytes % 64)
-        parts = n_heads * (case.position // chunk + 1)
         fields = {
             "Y": y, "Y_STRIDE": stride(y), "Y_PRIVATE": stride(y), "Q": q, "KEY": k, "VALUE": v, "Q_STRIDE": stride(q),
             "KV_STRIDE": stride(k), "N_HEADS": n_heads, "N_KV_HEADS": case.k.shape[1], "HEAD_DIM": dim,
             "KV_HEAD_BYTES": kv_head_bytes(cache, dim), "SCALE": float(scale),
-            "PARTIALS": memory.room((parts, -(-dim // 32) * 32 + 16), np.float32),
+            "PARTIALS": memory.room((n_heads * MAX_CHUNKS, -(-dim // 32) * 32 + 16), np.float32),
             "SCRATCH": scratch, "SCRATCH_PRIVATE": stride(scratch),
         }  # fmt: skip
         ops = tape(memory.op(CODE=OPS[cache], BARRIER=1, **fields), memory.op(CODE=Op.GATHER_ATTENTION, **fields))

@@ -230,3 +230,20 @@ def test_delta_states_belong_to_sessions(package: Path) -> None:
             found.append(one.decode(token).copy())
             two.decode(theirs)
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("spec", ["threshold:keep=0.4", "delta:at=0.5"])
+def test_forks_and_saved_sessions_go_on_as_after_a_rewind(package: Path, tmp_path: Path, spec: str) -> None:
+    """Running sums are not taken along: they are computed afresh."""
+    with Model(package, threads=2) as model:
+        session = model.session(sparsity=spec)
+        session.prefill(TOKENS[:20])
+        for token in TOKENS[20:30]:
+            session.decode(token)
+        session.save(tmp_path / "saved")
+        others = [session.fork(), model.restore(tmp_path / "saved")]
+        session.rewind(30)
+        wanted = [session.decode(token).copy() for token in TOKENS[30:40]]
+        for other in others:
+            assert other.sparsity == spec
+            np.testing.assert_array_equal([other.decode(token).copy() for token in TOKENS[30:40]], wanted)

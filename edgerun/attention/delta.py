@@ -1,0 +1,46 @@
+"""DELTA: dynamic layer-aware token attention (arXiv 2510.09883; the authors' code: hoenza/DELTA), for decode.
+
+Layers are of three kinds. The first few have *full* attention; a few Δ-layers (*selecting*) have it too and choose
+pages of 16 tokens from their own probabilities p; all others are *sparse*: they attend to the pages that the last
+Δ-layer below them chose for this same token. A page's score is the sum over its tokens of max over heads of p. The last
+``recent`` pages are always chosen; of equal pages the older is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun_kernels.record import BLOCK
+
+SPAN = BLOCK
+"""Tokens in a page: a block of the cache."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """full, select: layers, ascending; the others are sparse.  budget: pages that a sparse layer attends to.  recent:
+    the last pages, always among them."""
+
+    full: tuple[int, ...]
+    select: tuple[int, ...]
+    budget: int
+    recent: int = 8
+
+
+def page_scores(p: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 [ceil(T / SPAN)] of the probabilities p [n_heads, T] of one query."""
+    largest = p.max(axis=0)
+    scores: NDArray[np.float32] = np.pad(largest, (0, -len(largest) % SPAN)).reshape(-1, SPAN).sum(axis=1)
+    return scores
+
+
+def choose_pages(scores: NDArray[np.float32], budget: int, recent: int) -> NDArray[np.int64]:
+    """The chosen pages, ascending: the last ``recent``, then the best, until there are ``budget``."""
+    n = len(scores)
+    wanted = np.array(scores, np.float64)
+    wanted[max(0, n - recent) :] = np.inf
+    best = np.argsort(-wanted, kind="stable")[: min(budget, n)]
+    return np.sort(best)

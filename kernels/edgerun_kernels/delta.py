@@ -1,0 +1,152 @@
+"""DELTA's choice of pages (arXiv 2510.09883) after a selecting layer's attention, from the weights that it left. What
+it is for, and the choice in numpy: ``edgerun/attention/delta.py``.
+
+No key is read again: attention exports its weights relative to the largest score of their step; here they become
+probabilities, 16 positions (a page, a block of the cache) a vector.
+"""
+
+import numpy as np
+
+from .attention_entries import layer_state, runs_end, runs_padded
+from .barrier import wait_for_all
+from .kernel import inner, op_kernel
+from .math import ZERO, exp, share
+from .record import BLOCK, CHUNK, Field, LayerState, Mode, Run
+from .simd.ops import (
+    field,
+    load_f32,
+    load_f32x16,
+    load_i32,
+    splat,
+    store_f32,
+    store_f32x16,
+    store_i32,
+    store_i64,
+    sum_f32,
+    vmax,
+)
+
+RUNS = int(Mode.RUNS)
+FORCED = 0x7F000000
+"""Bits of a float32 above every score."""
+
+
+@inner
+def factor(layer, head, step):
+    """What makes probabilities of a head's weights in a step."""
+    norms = field(layer, LayerState.NORMS) + 8 * head
+    steps = field(layer, LayerState.WEIGHTS_STRIDE) // CHUNK
+    largest = load_f32(field(layer, LayerState.LARGEST) + 4 * (head * steps + step))
+    return exp(splat(largest - load_f32(norms))) * splat(load_f32(norms + 4))
+
+
+@inner
+def step_probabilities(layer, first, n_heads, start, out):
+    """Of the entries of a step, the largest over heads [first, first + n_heads): float32 [CHUNK]."""
+    for i in range(0, CHUNK, 16):
+        store_f32x16(out + 4 * i, splat(ZERO))
+    for head in range(first, first + n_heads):
+        weights = field(layer, LayerState.WEIGHTS) + 4 * (head * field(layer, LayerState.WEIGHTS_STRIDE) + start)
+        scale = factor(layer, head, start // CHUNK)
+        for i in range(0, CHUNK, 16):
+            best = vmax(load_f32x16(weights + 4 * i) * scale, load_f32x16(out + 4 * i))
+            store_f32x16(out + 4 * i, best)
+
+
+@inner
+def spread_runs(op, run, layer, kv_head, room):
+    """Every position's own share of its run's probability, the largest of the heads that share the runs; positions
+    that are no runs keep theirs. room: float32 [CHUNK]."""
+    group = field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS)
+    target = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
+    n_runs, padded = runs_end(op, run, kv_head), runs_padded(op, run, kv_head)
+    most = BLOCK * field(layer, LayerState.MOST_BLOCKS)
+    starts = field(layer, LayerState.STARTS) + 4 * most * kv_head
+    exact = field(layer, LayerState.EXACT_TO)
+    for start in range(0, n_runs, CHUNK):
+        step_probabilities(layer, kv_head * group, group, start, room)
+        for i in range(min(CHUNK, n_runs - start)):
+            begin = load_i32(starts + 4 * (start + i))
+            end = np.int64(load_i32(starts + 4 * (start + i + 1))) if start + i + 1 < n_runs else exact
+            value = load_f32(room + 4 * i) / np.float32(end - begin)
+            for position in range(begin, end):
+                store_f32(target + 4 * position, value)
+    for position in range(exact, field(run, Run.POSITION) + 1, CHUNK):
+        step_probabilities(layer, kv_head * group, group, padded + position - exact, target + 4 * position)
+
+
+@inner
+def score(op, layer, first, n_pages, room):
+    """Of the pages of a step, from ``first`` on: the sum over a page's positions of the largest probability over all
+    heads."""
+    start = first * BLOCK
+    if field(op, Field.MODE) != RUNS:
+        step_probabilities(layer, 0, field(op, Field.N_HEADS), start, room)
+    for page in range(first, min(first + CHUNK // BLOCK, n_pages)):
+        at = 4 * (page - first) * BLOCK
+        best = load_f32x16(room + at)
+        if field(op, Field.MODE) == RUNS:
+            best = splat(ZERO)
+            for kv_head in range(field(op, Field.N_KV_HEADS)):
+                tokens = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
+                best = vmax(load_f32x16(tokens + 4 * start + at), best)
+        store_f32(field(layer, LayerState.SCORES) + 4 * page, sum_f32(best))
+
+
+@inner
+def at_least(scores, n, limit):
+    """How many scores have bits of at least ``limit``: of numbers that are not negative, the order is the same."""
+    count = 0
+    for i in range(n):
+        if load_i32(scores + 4 * i) >= limit:
+            count += 1
+    return count
+
+
+@inner
+def choose(scores, n, budget, recent, chosen):
+    """The last ``recent`` pages and the best of the others, ascending, the older of equals: int64 number, pages."""
+    for i in range(max(0, n - recent), n):
+        store_i32(scores + 4 * i, FORCED)
+    low, high = 0, FORCED + 1  # at least budget scores reach low, fewer high
+    if n > budget:
+        while high - low > 1:
+            middle = (low + high) // 2
+            if at_least(scores, n, middle) >= budget:
+                low = middle
+            else:
+                high = middle
+    equals = budget - at_least(scores, n, low + 1)
+    count = 0
+    for page in range(n):
+        bits = load_i32(scores + 4 * page)
+        if bits > low or (bits == low and equals > 0) or n <= budget:
+            if bits == low:
+                equals -= 1
+            count += 1
+            store_i64(chosen + 8 * count, page)
+    store_i64(chosen, count)
+
+
+@op_kernel
+def select_pages(op, run, tid, n_threads):
+    """Where one row runs: the pages that sparse layers attend to until the next such op."""
+    if field(run, Run.N_ROWS) != 1:
+        return
+    layer = layer_state(op, run)
+    barrier = field(run, Run.BARRIER)
+    room = field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
+    if field(op, Field.MODE) == RUNS:
+        n_kv_heads = field(op, Field.N_KV_HEADS)
+        for kv_head in range(share(n_kv_heads, tid, n_threads), share(n_kv_heads, tid + 1, n_threads)):
+            spread_runs(op, run, layer, kv_head, room)
+        wait_for_all(barrier, n_threads, False)
+    n_pages = field(run, Run.POSITION) // BLOCK + 1
+    per = CHUNK // BLOCK
+    n_steps = (n_pages + per - 1) // per
+    for step in range(share(n_steps, tid, n_threads), share(n_steps, tid + 1, n_threads)):
+        score(op, layer, step * per, n_pages, room)
+    wait_for_all(barrier, n_threads, False)
+    if tid == 0:
+        budget, recent = field(layer, LayerState.BUDGET), field(layer, LayerState.RECENT)
+        choose(field(layer, LayerState.SCORES), n_pages, budget, recent, field(layer, LayerState.CHOSEN))
