@@ -72,8 +72,8 @@ def command(
 
     The text is cut into windows of N tokens; in each, the tokens of the second half are predicted from all that come
     before them in the window. With --against, also the mean KL divergence (in nats, from the other model to MODEL) and
-    how often both find the same token likeliest. With --sparsity, tokens
-    whose predictions are scored are decoded one by one.
+    how often both find the same token likeliest. With --sparsity, tokens whose predictions are scored are decoded one
+    by one.
     """
     from edgerun.evaluate import ModelScorer, evaluate
 
