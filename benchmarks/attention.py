@@ -30,6 +30,7 @@ from edgerun.attention.spec import FULL
 from edgerun.cli.progress import ProgressBar
 from edgerun.evaluate import ModelScorer, evaluate
 from edgerun.model import Model
+from edgerun.sparsity.spec import NONE
 from edgerun.tasks import choice, needle, qa, samples
 from edgerun.tasks.reader import SessionReader
 from edgerun.tasks.score import scores
@@ -93,7 +94,7 @@ def distance(model: Model, spec: str, text: str, context: int, windows: int) -> 
     """KL and perplexity in the second halves of `windows` windows of `context` tokens."""
     scorer = ModelScorer(model, spec)
     tokens = scorer.encode(text)[: context * windows]
-    reference = ModelScorer(model, FULL, stepwise=scorer.stepwise)
+    reference = ModelScorer(model, FULL, NONE, stepwise=scorer.stepwise)
     with ProgressBar() as progress:
         result = evaluate(scorer, tokens, window=context, reference=reference, progress=progress)
     return {
@@ -138,7 +139,7 @@ def paired(
     reader = SessionReader(model, spec)
     key = name, reader.stepwise
     if key not in known:
-        known[key] = measure(SessionReader(model, FULL, stepwise=reader.stepwise))
+        known[key] = measure(SessionReader(model, FULL, NONE, stepwise=reader.stepwise))
     return measure(reader), known[key], reader.attention_sparsity
 
 

@@ -3,6 +3,7 @@
 models/     one model package a folder; the folder's name says what it was made from, so that it is never stale
 downloads/  what the catalogue fetched
 kernels/    object files compiled on this machine
+columns/    weights column by column, for activation sparsity
 index/      small files that map what a user types to a folder of models/
 locks/      one lock a model, so that two processes make it once
 """
@@ -38,7 +39,7 @@ _UNFINISHED = re.compile(r"\.(?:partial|old)(?:-(\d+))?$")
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One thing in the cache. kind: "models", "downloads" or "kernels"; label: the model's name in it;
+    """One thing in the cache. kind: "models", "downloads", "kernels" or "columns"; label: the model's name in it;
     bytes: what its files hold; modified: seconds since the epoch."""
 
     kind: str
@@ -88,7 +89,7 @@ def record(key: str, folder: Path) -> None:
 def entries() -> list[CacheEntry]:
     """What the cache holds, unfinished things of interrupted runs included. Other people's files are not listed."""
     found = []
-    for kind in ("models", "downloads", "kernels"):
+    for kind in ("models", "downloads", "kernels", "columns"):
         folder = cache_root() / kind
         # A link may lead anywhere: what lies behind it is not looked at, so it cannot be deleted either.
         if folder.is_symlink() or not folder.is_dir():
@@ -203,6 +204,10 @@ def _safe(name: str) -> str:
 def _is_ours(kind: str, path: Path) -> bool:
     if kind == "kernels":
         return re.fullmatch(r"[0-9a-f]{32}", path.name) is not None and not path.is_symlink() and path.is_dir()
+    if kind == "columns" and path.suffix == ".columns":
+        return (
+            re.fullmatch(r"[0-9a-f]{32}\.columns", path.name) is not None and path.is_file() and not path.is_symlink()
+        )
     if match := _UNFINISHED.search(path.name):
         return match[1] is None or not _alive(int(match[1]))
     return not path.is_symlink() and (path / ("edgerun.json" if kind == "models" else RECEIPT)).is_file()

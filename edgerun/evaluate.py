@@ -28,7 +28,9 @@ import numpy.typing as npt
 
 from edgerun.attention.state import Attended, RunCount
 from edgerun.errors import EdgerunError, OptionError
+from edgerun.profile import weight_bytes_skipped
 from edgerun.progress import Progress, silent
+from edgerun.sparsity.spec import NONE
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -103,16 +105,24 @@ class Evaluation:
 class ModelScorer:
     """Scores with a loaded model, which it closes at the end if used in a `with` statement.
 
-    attention: the policy, as `Model.session` takes it; default: the model's own default.
-    stepwise: whether what is scored is decoded token by token; default: if the policy asks for that. Decoding rounds
+    attention, sparsity: the policies, as `Model.session` takes them; default: the model's own defaults.
+    stepwise: whether what is scored is decoded token by token; default: if a policy asks for that. Decoding rounds
     otherwise than prefill: who wants to see the policy alone scores the reference the same way.
     """
 
-    def __init__(self, model: Model, attention: str | None = None, *, stepwise: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        attention: str | None = None,
+        sparsity: str | None = None,
+        *,
+        stepwise: bool | None = None,
+    ) -> None:
         self._model = model
-        self._session = model.session(attention=attention)
-        self.stepwise = self._session.attention.delta is not None if stepwise is None else stepwise
-        self._read = self._exact = self._kept = self._all = 0
+        self._session = model.session(attention=attention, sparsity=sparsity)
+        self.stepwise = self._session.acts_in_decoding if stepwise is None else stepwise
+        self._read = self._exact = self._kept = self._all = self._decoded = 0
+        self._measured = np.zeros((2, len(self._session.tape.ops)), np.int64)
 
     @property
     def bos_id(self) -> int | None:
@@ -132,13 +142,34 @@ class ModelScorer:
         window at the end of every text scored so far; None without DeltaLLM."""
         return None if self._session.attention.deltallm is None else RunCount(self._kept, self._all).sparsity
 
+    @property
+    def weight_bytes_skipped(self) -> float | None:
+        """The share of the weights' bytes that was left unread for the tokens scored so far; None without sparsity."""
+        if self._session.sparsity == NONE:
+            return None
+        return weight_bytes_skipped(self._session.tape, self._measured, self._decoded)
+
+    def _watched(self, scored: Iterator[Logits]) -> Iterator[Logits]:
+        """Counts the columns that are read, of this session alone."""
+        while True:
+            self._model.profile = self._measured
+            try:
+                logits = next(scored, None)
+            finally:
+                self._model.profile = None
+            if logits is None:
+                return
+            self._decoded += len(logits)
+            yield logits
+
     def score(self, tokens: Sequence[int], first: int) -> Iterator[Logits]:
         session = self._session
         session.reset()
         if first:
             session.prefill(tokens[:first])
         before = session.attended
-        yield from gathered(session.score(tokens[first:], chunk=1 if self.stepwise else CHUNK))
+        scored = session.score(tokens[first:], chunk=1 if self.stepwise else CHUNK)
+        yield from gathered(scored if session.sparsity == NONE else self._watched(scored))
         self._read += session.attended.read - before.read
         self._exact += session.attended.exact - before.exact
         self._kept += session.runs.kept

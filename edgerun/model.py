@@ -21,6 +21,7 @@ from edgerun.lowering.lower import CacheType, Compute
 from edgerun.lowering.tape import Tape
 from edgerun.package.reader import open_package
 from edgerun.rope import RotaryTable
+from edgerun.sparsity.resident import Sparsity
 from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels
@@ -56,6 +57,7 @@ def load(
     variant: str | os.PathLike[str] | None = None,
     attention: str | None = None,
     quality: float | None = None,
+    sparsity: str | None = None,
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
 
@@ -65,7 +67,7 @@ def load(
     a group holds outliers (nearer to exact than other runtimes' 8 bits); "int16" all to 16 (as good as exact), "int8"
     all to 8; "float32" does not quantise them (slow; for comparisons).
     cache: element type of keys and values: "f16"; "q8", half as large and a little less exact; "f32".
-    variant, attention: what sessions run that name none themselves; see ``Model.session``.
+    variant, attention, sparsity: what sessions run that name none themselves; see ``Model.session``.
     quality: instead of ``attention``, what its approximation may cost, in nats a token: of the settings that
     ``edgerun calibrate`` found, the one within it that reads least.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
@@ -84,6 +86,7 @@ def load(
         cache=cache,
         variant=variant,
         attention=attention,
+        sparsity=sparsity,
     )
 
 
@@ -100,6 +103,7 @@ class Model:
         cache: CacheType = "f16",
         variant: str | os.PathLike[str] | None = None,
         attention: str | None = None,
+        sparsity: str | None = None,
     ) -> None:
         _check_choice("compute", compute, get_args(Compute))
         _check_choice("cache", cache, get_args(CacheType))
@@ -129,7 +133,10 @@ class Model:
         self.variants = Variants(self.package, self.tape)
         """The variants that were used, mapped and ready; see ``Variants``."""
         self.variant = "none" if variant is None else os.fspath(variant)
-        self.variants.tape(self.variant)
+        self.sparsities = Sparsity(self.package, self.tape, self.threads)
+        """The columns for activation sparsity, mapped once they are used; see ``Sparsity``."""
+        self.sparsity = "none" if sparsity is None else sparsity
+        self.sparsities.tape(self.variants.tape(self.variant), self.sparsity)
         self.attention = FULL if attention is None else attention
         parse(self.attention, self.package.config)
         _return_memory()
@@ -145,7 +152,12 @@ class Model:
         self._team = Team(self.kernels, self.threads)
         self._closed = False
 
-    def session(self, variant: str | os.PathLike[str] | None = None, attention: str | None = None) -> Session:
+    def session(
+        self,
+        variant: str | os.PathLike[str] | None = None,
+        attention: str | None = None,
+        sparsity: str | None = None,
+    ) -> Session:
         """A new, empty session.
 
         variant: a fine-tuned variant of this model: a name (``edgerun variant list``), a variant file, or a sum of
@@ -153,6 +165,8 @@ class Model:
         with different variants run side by side.
         attention: "full" is exact; a policy leaves out what matters little, as ``edgerun.attention`` says:
         "deltallm:theta=0.5", "delta:budget=512", or both joined by "+". Default: the model's own default.
+        sparsity: which weights a decoded token leaves unread: "threshold:keep=0.6" those of the smallest 40 % of the
+        inputs of every layer, "zero" those of zeros; "none" reads all. Default: the model's own default.
         Raises VariantError, OptionError.
         """
         from edgerun.session import Session
@@ -161,11 +175,12 @@ class Model:
             self,
             self.variant if variant is None else variant,
             parse(self.attention if attention is None else attention, self.package.config),
+            self.sparsity if sparsity is None else sparsity,
         )
 
     def restore(self, path: str | os.PathLike[str]) -> Session:
-        """The session that ``Session.save`` wrote, with its variant and its attention policies. Raises EdgerunError if
-        the file is damaged or belongs to another model or cache type."""
+        """The session that ``Session.save`` wrote, with its variant, its attention policies and its sparsity. Raises
+        EdgerunError if the file is damaged or belongs to another model or cache type."""
         from edgerun.saved import restore
 
         return restore(self, path)
@@ -191,19 +206,24 @@ class Model:
         n_out: int,
         tape: Tape | None = None,
         attention: NDArray[np.int64] | None = None,
+        running: NDArray[np.uint8] | None = None,
     ) -> None:
         """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
 
         pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
-        the last ``n_out`` tokens. tape: the session's own. attention: the LayerStates of its policies. For sessions;
-        nothing is checked here.
+        the last ``n_out`` tokens. tape: the session's own. attention: the LayerStates of its policies. running: its
+        running sums of activation sparsity, the tape's state_bytes, where one token runs. For sessions; nothing is
+        checked here.
         """
-        ops = (tape or self.tape).ops
+        tape = tape or self.tape
+        ops = tape.ops
         end = position + len(tokens)
         with self._turn:
             if self._closed:
                 raise EdgerunError("the model is closed; load it again")
             self._rope.reach(end)
+            if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
+                self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
             record = np.zeros(Run.COUNT, np.int64)
             record[Run.ARENA] = self._arena.ctypes.data
             record[Run.N_ROWS] = len(tokens)
@@ -215,6 +235,7 @@ class Model:
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
             record[Run.ATTENTION] = 0 if attention is None else attention.ctypes.data
+            record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
             record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
             if self.profile is not None and self.profile.shape[1] == len(ops):
                 record[Run.PROFILE] = self.profile.ctypes.data
@@ -224,6 +245,10 @@ class Model:
                 if stop < len(ops):
                     self.stops[stop](record)
                 start = stop
+
+    def arena(self, start: int, n_bytes: int) -> NDArray[np.uint8]:
+        """What the last run has left in the arena, a view: for calibration, while nobody else runs."""
+        return self._arena[start : start + n_bytes]
 
     def close(self) -> None:
         """Ends the threads. Idempotent; sessions of a closed model raise EdgerunError."""

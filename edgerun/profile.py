@@ -16,6 +16,7 @@ from edgerun.package import triples
 from edgerun_kernels.record import GROUP, PAGE, ROWS, SUPER_GROUPS, Field, Op
 
 if TYPE_CHECKING:
+    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
     from edgerun.session import Session
 
@@ -29,8 +30,20 @@ _GROUP_BYTES = {
     Op.LINEAR_Q6K_FLOAT: _Q6K,
     Op.LINEAR_TERNARY: 2 * 64,
     Op.LINEAR_TERNARY_COLUMNS: 2 * 64,
+    Op.COLUMNS_Q4: _Q4,
+    Op.COLUMNS_Q8: _Q8,
+    Op.COLUMNS_DELTA_Q4: _Q4,
+    Op.COLUMNS_DELTA_Q8: _Q8,
 }
 """Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
+_BY_COLUMN = (
+    Op.LINEAR_TERNARY_COLUMNS,
+    Op.COLUMNS_Q4,
+    Op.COLUMNS_Q8,
+    Op.COLUMNS_DELTA_Q4,
+    Op.COLUMNS_DELTA_Q8,
+)
+"""Whose bytes those of the columns that they read are, and of q4 and q8 the scales."""
 _ATTENTION = (Op.ATTENTION_F16, Op.ATTENTION_F32, Op.ATTENTION_Q8)
 _KINDS = {
     Op.RMS_NORM: "norms",
@@ -38,6 +51,10 @@ _KINDS = {
     Op.QUANTIZE_ROWS: "quantisation of activations",
     Op.SWIGLU: "SwiGLU",
     Op.SQUARED_RELU: "squared ReLU",
+    Op.KEEP_LARGE: "keeping large inputs",
+    Op.KEEP_CHANGES: "keeping changed inputs",
+    Op.JOIN_COLUMNS: "joining columns, or all of them",
+    Op.JOIN_DELTA: "joining columns, or all of them",
     Op.GATHER_ATTENTION: "attention, joining its parts",
     Op.COMPACT_F16: "attention, making runs",
     Op.COMPACT_F32: "attention, making runs",
@@ -71,7 +88,7 @@ class KindTime:
     share_of_bandwidth: float
     columns_skipped: float | None = None
     """Of a layer that leaves out columns whose input is zero: their share, 0 to 1. What they hold is not in bytes_read.
-    """
+    Where it may take all columns after all, what that takes stands beside, and its bytes here."""
 
 
 def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per_s: float) -> list[KindTime]:
@@ -99,13 +116,14 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
     skipped: dict[str, list[float]] = {}
     whole = int(measured[0].sum())
     for name, op, (spent, columns) in zip(session.tape.names, session.tape.ops, measured.T.tolist(), strict=True):
-        kind = _KINDS.get(Op(op[Field.CODE])) or re.sub(r"^layers\.\d+\.|\.gather$", "", name)
+        kind = _KINDS.get(Op(op[Field.CODE])) or re.sub(r"^layers\.\d+\.|\.gather$|\.columns$", "", name)
         times[kind] = times.get(kind, 0.0) + spent * us / whole
-        taken = 1.0
-        if op[Field.CODE] == Op.LINEAR_TERNARY_COLUMNS:
-            taken = columns / len(tokens) / int(op[Field.K])
-            skipped.setdefault(kind, []).append(1 - taken)
-        read[kind] = read.get(kind, 0) + int(taken * _bytes_read(op, positions))
+        unread = 0
+        if op[Field.CODE] in _BY_COLUMN:
+            left_out = max(0.0, 1 - columns / len(tokens) / int(op[Field.K]))
+            skipped.setdefault(kind, []).append(left_out)
+            unread = int(left_out * _column_bytes(op))
+        read[kind] = read.get(kind, 0) + _bytes_read(op, positions) - unread
     kinds = sorted(times, key=lambda kind: -times[kind])
     shares = {kind: sum(parts) / len(parts) for kind, parts in skipped.items()}
     return [
@@ -117,6 +135,28 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
 def _line(kind: str, us: float, whole: float, read: int, bandwidth: float, skipped: float | None = None) -> KindTime:
     speed = read / us / 1e3 if us else 0.0
     return KindTime(kind, us, us / whole, read, speed, speed / bandwidth, skipped)
+
+
+def weight_bytes_skipped(tape: Tape, measured: NDArray[np.int64], n_tokens: int) -> float:
+    """The share of the weights' bytes (the output head's too) that n_tokens decoded tokens did not read, 0 to 1.
+
+    measured: int64 [2, ops], as ``Model.profile`` collects it.
+    """
+    whole = unread = 0.0
+    for op, columns in zip(tape.ops, measured[1].tolist(), strict=True):
+        if op[Field.CODE] in _ATTENTION:
+            continue
+        whole += _bytes_read(op, 0)
+        if op[Field.CODE] in _BY_COLUMN:
+            unread += max(0.0, 1 - columns / max(n_tokens, 1) / int(op[Field.K])) * _column_bytes(op)
+    return unread / whole
+
+
+def _column_bytes(op: NDArray[np.int64]) -> int:
+    """What all columns hold, without scales and minima."""
+    blocks, groups = -(-int(op[Field.N]) // ROWS), -(-int(op[Field.K]) // GROUP)
+    whole: int = _GROUP_BYTES[Op(op[Field.CODE])] // 64 * 64
+    return blocks * groups * whole
 
 
 def _bytes_read(op: NDArray[np.int64], positions: float) -> int:

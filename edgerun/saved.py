@@ -54,6 +54,7 @@ def save(session: Session, path: str | os.PathLike[str]) -> None:
         "model": _identity(session.model.package.config),
         "cache": session.model.cache,
         "variant": session.variant,
+        "sparsity": session.sparsity,
         "attention": _written(attention),
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -89,9 +90,9 @@ def restore(model: Model, path: str | os.PathLike[str]) -> Session:
         header = json.loads(arrays["header"].tobytes())
         if (header["format"], header["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {header['format']} {header['version']}, expected {FORMAT} {VERSION}")
-        tokens, variant = arrays["tokens"], header["variant"]
-        if tokens.dtype != np.int64 or tokens.ndim != 1 or not isinstance(variant, str):
-            raise ValueError("its tokens or its variant are of the wrong kind")
+        tokens, variant, sparsity = arrays["tokens"], header["variant"], header["sparsity"]
+        if tokens.dtype != np.int64 or tokens.ndim != 1 or not (isinstance(variant, str) and isinstance(sparsity, str)):
+            raise ValueError("its tokens, its variant or its sparsity are of the wrong kind")
         attention = _read(header["attention"], arrays, model)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EdgerunError(f"{place}: is no saved session, or damaged ({error}); save it again") from error
@@ -105,7 +106,7 @@ def restore(model: Model, path: str | os.PathLike[str]) -> Session:
         raise EdgerunError(f"{place}: holds {n} tokens, the context is {model.context}; load with a larger context")
     if n and not (tokens.min() >= 0 and tokens.max() < model.vocab_size):
         raise EdgerunError(f"{place}: is damaged: a token is not in the vocabulary; save it again")
-    session = Session(model, variant, attention)
+    session = Session(model, variant, attention, sparsity)
     try:
         runs = None if session.state is None else session.state.runs
         if runs is not None:

@@ -14,11 +14,13 @@ from edgerun.attention.state import Attended, AttentionState, RunCount
 from edgerun.attention.tape import with_attention
 from edgerun.errors import ContextError, EdgerunError, OptionError
 from edgerun.generate import Generation
+from edgerun.sparsity.spec import NONE
 from edgerun.text.options import SamplingOptions
 from edgerun_kernels.record import PAGE
 from edgerun_kernels.team import aligned
 
 if TYPE_CHECKING:
+    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
 
 
@@ -26,14 +28,20 @@ class Session:
     """One cache of one model. Sessions of a model may be used from several threads; one session, from one at a time."""
 
     def __init__(
-        self, model: Model, variant: str | os.PathLike[str] = "none", attention: Attention | None = None
+        self,
+        model: Model,
+        variant: str | os.PathLike[str] = "none",
+        attention: Attention | None = None,
+        sparsity: str = "none",
     ) -> None:
         self.model = model
         self.variant = os.fspath(variant)
         """What it runs, as ``Model.session`` takes it; "none" is the model as it is. To be changed by ``use``."""
         self.attention = attention or Attention()
         """What its attention leaves out."""
-        self.tape = with_attention(model.variants.tape(self.variant), self.attention)
+        self.sparsity = sparsity
+        """Which weights decoding leaves unread, as ``Model.session`` takes it."""
+        self.tape = self._tape(self.variant)
         self.state = self._fresh_state()
         """What its policies keep; None without any."""
         self._tokens: list[int] = []
@@ -41,6 +49,8 @@ class Session:
         """The cache, PAGE positions a page; None where no policy needs one any more."""
         self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
         self._logits = self._buffer(1)
+        self._running: NDArray[np.uint8] | None = None
+        """What running sums of activation sparsity hold; None: to be computed afresh."""
         self._generation: Generation | None = None
 
     @property
@@ -64,6 +74,7 @@ class Session:
         if not 0 <= n_tokens <= len(self._tokens):
             raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {len(self._tokens)}")
         kept = self._tokens[:n_tokens]
+        self._running = None
         if n_tokens and (self.state is None or self.state.rewind(n_tokens)):
             self._tokens = kept
             del self.pages[-(-n_tokens // PAGE) :]
@@ -76,7 +87,7 @@ class Session:
 
     def fork(self) -> Session:
         """A session that holds the same, and goes its own way from here."""
-        other = Session(self.model, self.variant, self.attention)
+        other = Session(self.model, self.variant, self.attention, self.sparsity)
         other.take(self.tokens, [None if page is None else _copy(page) for page in self.pages])
         if self.state is not None:
             other.state = self.state.fork(self.position)
@@ -93,6 +104,11 @@ class Session:
         self._tokens, self.pages = tokens, pages
         for i, page in enumerate(pages):
             self._page_table[i] = 0 if page is None else page.ctypes.data
+
+    @property
+    def acts_in_decoding(self) -> bool:
+        """Whether one of its policies leaves prefill as it is, so that its cost shows in decoding alone."""
+        return self.attention.delta is not None or self.sparsity != NONE
 
     @property
     def attended(self) -> Attended:
@@ -117,8 +133,9 @@ class Session:
         but the new one would have made others. Else the session is empty afterwards.
         """
         wanted = os.fspath(variant)
-        self.tape = with_attention(self.model.variants.tape(wanted), self.attention)
+        self.tape = self._tape(wanted)
         self.variant = wanted
+        self._running = None
         if not keep:
             self.reset()
 
@@ -231,12 +248,18 @@ class Session:
                 self.pages.append(page)
             if self.state is not None:
                 self.state.before(len(self._tokens))
+            if len(ids) > 1:
+                self._running = None  # several tokens change more than is worth sending
+            elif self._running is None and self.tape.state_bytes:
+                self._running = aligned(self.tape.state_bytes)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
         records = None if self.state is None else self.state.records
         try:
-            self.model.run(ids, len(self._tokens), self._page_table, logits, n_out, self.tape, records)
+            position = len(self._tokens)
+            self.model.run(ids, position, self._page_table, logits, n_out, self.tape, records, self._running)
         except BaseException:  # ctrl-C: what the policies have begun is taken back
+            self._running = None
             if self.state is not None:
                 self.state.cancel()
             raise
@@ -245,6 +268,12 @@ class Session:
             for i in range(self.state.first_needed // PAGE):
                 self.pages[i] = None
         self._tokens.extend(ids.tolist())
+
+    def _tape(self, variant: str) -> Tape:
+        """The variant's, with what attention and decoding leave out."""
+        return self.model.sparsities.tape(
+            with_attention(self.model.variants.tape(variant), self.attention), self.sparsity
+        )
 
     def _fresh_state(self) -> AttentionState | None:
         if self.attention.deltallm is None and self.attention.delta is None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.spec import Attention
-from edgerun.evaluate import CHUNK, kl_sum, log_softmax
+from edgerun.evaluate import CHUNK, kl, log_softmax
 from edgerun.session import Session
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Reference:
         for logits in parts:
             end = start + len(logits)
             log_p = log_softmax(logits)
-            divergence += kl_sum(log_softmax(self._logits[start:end]), log_p)
+            divergence += float(kl(log_softmax(self._logits[start:end]), log_p).sum())
             loss -= float(log_p[np.arange(len(logits)), targets[start:end]].sum())
             start = end
         return max(0.0, divergence / start), math.exp(loss / start)

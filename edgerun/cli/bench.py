@@ -18,6 +18,7 @@ from edgerun.cli.options import (
     cache_option,
     compute_option,
     model_argument,
+    sparsity_option,
     variant_option,
 )
 from edgerun.cli.progress import ProgressBar, resolve
@@ -69,6 +70,7 @@ def _count(name: str, default: int, help: str) -> Callable[[Function], Function]
 @cache_option
 @variant_option
 @attention_option
+@sparsity_option
 def command(
     model: str,
     prompt: int,
@@ -84,6 +86,7 @@ def command(
     cache: Any,
     variant: str | None,
     attention: str | None,
+    sparsity: str | None,
 ) -> None:
     """Measure prefill and decode of MODEL with random tokens, as llama-bench does, and how fast memory can be read."""
     from edgerun import board
@@ -106,7 +109,7 @@ def command(
         )
 
     def load(count: int) -> Any:
-        return RuntimeOptions(count, room, compute, cache, variant, attention).load(folder)
+        return RuntimeOptions(count, room, compute, cache, variant, attention, sparsity).load(folder)
 
     before = board.state()
     with ProgressBar() as progress:
@@ -125,6 +128,7 @@ def command(
             "cache_type": cache,
             "variant": variant,
             "attention": attention,
+            "sparsity": sparsity,
             "memory_read_gb_per_s": fastest,
             "results": [_report(result) for result in results],
         }

@@ -16,6 +16,7 @@ from edgerun.cli.options import (
     cache_option,
     compute_option,
     model_argument,
+    sparsity_option,
     threads_option,
     variant_option,
 )
@@ -111,6 +112,7 @@ def _task(*declarations: str, **settings: Any) -> Callable[[Function], Function]
 @cache_option
 @variant_option
 @attention_option
+@sparsity_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -133,12 +135,14 @@ def command(
     cache: Any,
     variant: str | None,
     attention: str | None,
+    sparsity: str | None,
 ) -> None:
     """Perplexity of MODEL on a text, counted as llama.cpp's llama-perplexity counts it; or its score in a task.
 
     The text is cut into windows of N tokens; in each, the tokens of the second half are predicted from all that come
     before them in the window. With --against, also the mean KL divergence (in nats, from the other model to MODEL) and
-    how often both find the same token likeliest.
+    how often both find the same token likeliest. With a policy that acts in decoding alone (DELTA, --sparsity), what is
+    scored is decoded token by token.
 
     Tasks: "needle" hides numbers in long texts and asks for them; "choice" takes the likeliest of several answers; "qa"
     answers questions about a passage (F1 and exact match). All scores come with standard errors; with --against, the
@@ -161,7 +165,7 @@ def command(
         raise click.UsageError("give a text to predict (--text FILE), or a task (--task NAME)", ctx)
     if plot is not None:
         plots.check(plot)
-    runtime = RuntimeOptions(threads, None, compute, cache, variant, attention)
+    runtime = RuntimeOptions(threads, None, compute, cache, variant, attention, sparsity)
     if task is None:
         assert text is not None
         eval_text.run(model, runtime, against, text, window or 512, tokens, plot, as_json)

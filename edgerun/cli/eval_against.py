@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerun.attention.spec import FULL
 from edgerun.cli.options import RuntimeOptions
+from edgerun.sparsity.spec import NONE
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -24,11 +25,17 @@ def reference(against: str, folder: Path, model: Model, runtime: RuntimeOptions)
         return
     other = str(folder) if against == "exact" else against
     variant = runtime.variant if against == "exact" else None
-    exact = replace(runtime, compute="float32", cache="f32", variant=variant, attention=FULL)
+    exact = replace(runtime, compute="float32", cache="f32", variant=variant, attention=FULL, sparsity=NONE)
     with exact.load(other) as loaded:
         yield loaded
 
 
 def described(model: str, runtime: RuntimeOptions, against: str | None) -> dict[str, Any]:
     """What ran, for JSON."""
-    return {"model": model, "variant": runtime.variant, "attention": runtime.attention or FULL, "against": against}
+    return {
+        "model": model,
+        "variant": runtime.variant,
+        "attention": runtime.attention or FULL,
+        "sparsity": runtime.sparsity or NONE,
+        "against": against,
+    }

@@ -19,6 +19,7 @@ from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.text_input import read_text
 from edgerun.errors import OptionError
 from edgerun.progress import Progress
+from edgerun.sparsity.spec import NONE
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -139,7 +140,7 @@ def _measured(
         if other is None:
             return ours, None, reader.attention_sparsity
         with ProgressBar() as progress:
-            theirs = measure(SessionReader(other, FULL, stepwise=reader.stepwise and against == "full"), progress)
+            theirs = measure(SessionReader(other, FULL, NONE, stepwise=reader.stepwise and against == "full"), progress)
     return ours, theirs, reader.attention_sparsity
 
 

@@ -18,6 +18,7 @@ from edgerun.cli.options import RuntimeOptions
 from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.text_input import read_text
 from edgerun.errors import EdgerunError
+from edgerun.sparsity.spec import NONE
 
 if TYPE_CHECKING:
     from edgerun.evaluate import Evaluation, Scorer
@@ -51,6 +52,7 @@ def run(
                 )
             result = evaluate(scorer, ids[:tokens], window=window, reference=other, progress=progress)
         sparsity, outside = scorer.attention_sparsity, scorer.sparsity_outside_window
+        skipped = scorer.weight_bytes_skipped
     if plot is not None:
         plots.by_position(plot, result, f"{model}, attention {runtime.attention or FULL}", against)
     if as_json:
@@ -65,10 +67,11 @@ def run(
             "top1_agreement": result.top1_agreement,
             "attention_sparsity": sparsity,
             "sparsity_outside_window": outside,
+            "weight_bytes_skipped": skipped,
         }
         click.echo(json.dumps(described(model, runtime, against) | figures))
     else:
-        _print(result, against, sparsity, outside)
+        _print(result, against, sparsity, outside, skipped)
 
 
 @contextmanager
@@ -85,10 +88,12 @@ def _scorer(
         yield OnnxruntimeScorer(folder, model.tokenizer, threads=model.threads)
     else:
         with reference(against, folder, model, runtime) as other:
-            yield ModelScorer(other, FULL, stepwise=stepwise and against == "full")
+            yield ModelScorer(other, FULL, NONE, stepwise=stepwise and against == "full")
 
 
-def _print(result: Evaluation, against: str | None, sparsity: float, outside: float | None) -> None:
+def _print(
+    result: Evaluation, against: str | None, sparsity: float, outside: float | None, skipped: float | None
+) -> None:
     click.echo(f"tokens scored    {result.tokens}")
     click.echo(f"perplexity       {result.perplexity:.4f} ± {result.perplexity_stderr:.4f}")
     if result.kl_mean is not None:
@@ -99,3 +104,5 @@ def _print(result: Evaluation, against: str | None, sparsity: float, outside: fl
         click.echo(f"keys not read    {sparsity:.2%}")
     if outside is not None:
         click.echo(f"keys not kept    {outside:.2%} of those behind the window")
+    if skipped is not None:
+        click.echo(f"weights not read {skipped:.2%}")

@@ -29,6 +29,7 @@ class RuntimeOptions:
     cache: Literal["f16", "q8", "f32"]
     variant: str | None = None
     attention: str | None = None
+    sparsity: str | None = None
 
     def load(self, model: str) -> Model:
         """Finds the model (fetching and exporting it under a progress bar, if it must be) and loads it."""
@@ -44,6 +45,7 @@ class RuntimeOptions:
             cache=self.cache,
             variant=self.variant,
             attention=self.attention,
+            sparsity=self.sparsity,
         )
 
 
@@ -127,6 +129,13 @@ def attention_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return _attention(_quality(one))
 
 
+sparsity_option = _machine(
+    "--sparsity",
+    metavar="SPEC",
+    help="Weights that decoding leaves unread: threshold:keep=0.6 (the smallest inputs'), zero.  [default: none]",
+)
+
+
 def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the machine's options; the command gets them as one argument, `runtime`."""
 
@@ -138,11 +147,16 @@ def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
         cache: Any,
         variant: str | None,
         attention: str | None,
+        sparsity: str | None,
         **others: Any,
     ) -> Any:
-        return function(runtime=RuntimeOptions(threads, context, compute, cache, variant, attention), **others)
+        runtime = RuntimeOptions(threads, context, compute, cache, variant, attention, sparsity)
+        return function(runtime=runtime, **others)
 
-    return threads_option(context_option(compute_option(cache_option(variant_option(attention_option(bundle))))))
+    decorated: Callable[..., Any] = bundle
+    for add in (sparsity_option, attention_option, variant_option, cache_option, compute_option, context_option):
+        decorated = add(decorated)
+    return threads_option(decorated)
 
 
 _SAMPLING_OPTIONS = (

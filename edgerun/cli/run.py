@@ -81,6 +81,7 @@ def _report(model: Model, name: str, generation: Generation, pieces: list[Piece]
     report: dict[str, Any] = {
         "model": name,
         "variant": generation.session.variant,
+        "sparsity": generation.session.sparsity,
         "text": generation.text,
         "finish_reason": generation.finish_reason,
         "token_ids": list(generation.token_ids),

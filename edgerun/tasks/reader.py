@@ -48,14 +48,21 @@ class Reader(Protocol):
 class SessionReader:
     """Reads with a session.
 
-    attention: the policy, as `Model.session` takes it; default: the model's own default. stepwise: whether questions
-    and answers are decoded token by token, as `ModelScorer` has it.
+    attention, sparsity: the policies, as `Model.session` takes them; default: the model's own defaults. stepwise:
+    whether questions and answers are decoded token by token, as `ModelScorer` has it.
     """
 
-    def __init__(self, model: Model, attention: str | None = None, *, stepwise: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        attention: str | None = None,
+        sparsity: str | None = None,
+        *,
+        stepwise: bool | None = None,
+    ) -> None:
         self._tokenizer = model.tokenizer
-        self._session = model.session(attention=attention)
-        self.stepwise = self._session.attention.delta is not None if stepwise is None else stepwise
+        self._session = model.session(attention=attention, sparsity=sparsity)
+        self.stepwise = self._session.acts_in_decoding if stepwise is None else stepwise
         self._prefilled = 0
         self._read = self._exact = 0
 

@@ -67,13 +67,22 @@ class Op(IntEnum):
     COMPACT_Q8 = 32
     SELECT_PAGES = 33
     EMBED_DELTA = 41
+    COLUMNS_Q4 = 50
+    COLUMNS_Q8 = 51
+    JOIN_COLUMNS = 52
+    KEEP_LARGE = 53
+    KEEP_CHANGES = 54
+    COLUMNS_DELTA_Q4 = 55
+    COLUMNS_DELTA_Q8 = 56
+    JOIN_DELTA = 57
 
 
 class Field(IntEnum):
     """Indexes into an op record. Offsets and strides are in bytes."""
 
     CODE = 0
-    BARRIER = 1  # 0 none, 1 after every run, 2 only when several rows run (one row is computed by every thread itself)
+    BARRIER = 1  # 0 none, 1 after every run, 2 only when several rows run (one row is computed by every thread itself),
+    # 3 only where columns were chosen to be skipped
     X = 2  # arena offset of the input
     X_STRIDE = 3  # from row to row; of quantised activations from tile to tile
     X_PRIVATE = 4  # from thread to thread when one row runs; 0: shared
@@ -109,6 +118,15 @@ class Field(IntEnum):
     EXPORT = 10  # 1: it leaves its probabilities there
     WINDOW = 22  # sparse deltas, in attention's places: columns of a window; 0: positions are gaps, and M their starts
     BITS = 21  # of a value, 4 or 8; W are codes, D bfloat16 scales, SCALE the variant's weight
+    DENSE = 16  # column skipping, in attention's places: the code of the op that multiplies by all columns
+    MOST = 17  # columns that are multiplied one by one, at most; where more are wanted, all are
+    SUMS = 18  # arena offset of float32 [PARTS, rows of the stack]
+    PARTS = 19  # groups of columns that are summed up apart, whatever the number of threads
+    START = 20  # the layer's first row in its stack
+    STACK = 21  # rows of the stack, padded to whole lines
+    RUNNING = 23  # in the session's state of sparsity: where that of this projection begins (see ``changes``)
+    REFRESH = 24  # positions after which everything is computed afresh; 0: never
+    SHARE = 22  # KEEP_LARGE: float64 bits, of the inputs that are kept; 0: as many as are above THRESHOLD
     COUNT = 32
 
 
@@ -173,6 +191,7 @@ class Run(IntEnum):
     PROFILE = 11  # address of int64 [2, ops]: thread 0 adds the ticks that each took, the columns read; 0: nobody asks
     COLUMNS_READ = 12  # where in it the op that runs counts its columns; 0 as PROFILE
     ATTENTION = 13  # address of the LayerState of every layer; 0: all attention is exact
+    SPARSITY = 14  # address of the session's state of sparsity, where the tape has a policy with one
     COUNT = 16
 
 
@@ -203,6 +222,8 @@ COLUMN_ROWS = 256
 COLUMN_AHEAD = 32
 """Columns by which prefetching runs ahead there, into the second cache: fetched nearer, or into the first cache, they
 come too late."""
+SEGMENT_BYTES = 64
+"""Of a list of columns: what is known of a group's."""
 UNIT_ROWS, UNIT_COLUMNS, UNIT_BYTES = 32, 48, 320
 """Of ternary weights in codes of three columns: the unit that lies together."""
 MOST_UNITS_A_PART = 18
@@ -248,6 +269,24 @@ def columns_scratch_bytes(n: int, k: int, rows: int) -> int:
     padded = -(-k // GROUP) * GROUP
     one = 4 * -(-n // COLUMN_ROWS) * COLUMN_ROWS + 8 * (padded + COLUMN_AHEAD) + padded
     return max(one, TILE_SUMS * -(-rows // TILE_ROWS))
+
+
+def list_scratch_bytes(k: int) -> int:
+    """A thread's scratch for lists of the active ones of k columns: a header line, segments of groups with one term and
+    with two, addresses, two terms, and the masks of all groups."""
+    groups = -(-k // GROUP)
+    padded = groups * GROUP
+    return 64 + 2 * groups * SEGMENT_BYTES + 8 * (padded + COLUMN_AHEAD) + 2 * padded + 8 * groups
+
+
+STATE_HEADER = 64
+"""Bytes before a projection's state of delta activations: int64, whether it holds; position of the last refresh;
+float64 step."""
+
+
+def state_sums(k: int) -> int:
+    """Where the sums begin in a projection's state: behind the int32 references of k inputs."""
+    return STATE_HEADER + 4 * (-(-k // GROUP) * GROUP)
 
 
 def units_a_part(k: int) -> int:

@@ -295,6 +295,73 @@ def squared_relu(gate: F32, up: F32) -> F32:
     return _rounded(positive * positive * up)
 
 
+def stacked_columns(q: Array, n: int, bits: int) -> NDArray[np.int64]:
+    """Weights that lie column by column, uint8 [32 G, lines, 64] (see ``edgerun.sparsity.layout``) -> int64 [n, 32 G]:
+    codes 0..15, or -128..127."""
+    plain = q.reshape(*q.shape[:2], 4, 4, 4).swapaxes(2, 3).reshape(*q.shape[:2], 64)
+    if bits == 4:
+        plain = np.concatenate([plain & 15, plain >> 4], axis=2)
+    rows = plain.reshape(len(q), -1)[:, :n].T
+    return rows.view(np.int8).astype(np.int64) if bits == 8 else rows.astype(np.int64)
+
+
+def sizes(x: Quantised, worth: F32) -> F32:
+    """|value| times what the input is worth [k], float32 [rows, 32 G]."""
+    first, second = x.first.astype(np.float32), x.second.astype(np.float32)
+    part = np.float32(1) / np.float32(SECOND_TERM)
+    both = _rounded(second.astype(np.float64) * part + first.astype(np.float64))
+    padded = np.zeros(x.first.shape[1], np.float32)
+    padded[: len(worth)] = worth
+    with np.errstate(over="ignore", under="ignore"):
+        return _rounded(np.abs(both * np.repeat(x.scales, GROUP, axis=1) * padded))
+
+
+def keep_large(x: Quantised, keep: NDArray[np.bool_]) -> Quantised:
+    """x with 0 where ``keep`` [rows, 32 G] does not hold, and the sums of what is left."""
+    first, second = (np.where(keep, part, 0).astype(np.int8) for part in (x.first, x.second))
+    one, two = (part.reshape(*x.scales.shape, GROUP).sum(2).astype(np.float32) for part in (first, second))
+    sums = x.scales * (one + np.where(x.has_second, two / np.float32(SECOND_TERM), np.float32(0)))
+    return x._replace(first=first, second=second, sums=sums)
+
+
+class DeltaInput:
+    """The inputs of a layer as delta activations send them, one row after the other (arXiv 2107.07305): references and
+    changes are integers, in steps."""
+
+    HIGH, MOST, FARTHEST = 128, 127 * 128, 1 << 21
+
+    def __init__(self, worth: F32, threshold: float) -> None:
+        """worth: float32 [k]."""
+        self.worth = np.zeros(-(-len(worth) // GROUP) * GROUP)
+        self.worth[: len(worth)] = worth
+        self.threshold = threshold
+        self.step = 0.0
+        self.references: NDArray[np.int64] | None = None
+
+    def send(self, x: Quantised, step: float | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """One row: its changes [32 G], which become part of the references, and which of them are so near the threshold
+        that rounding decides. step: a power of two, to compute afresh with."""
+        both = _rounded(x.second[0] * np.float64(np.float32(1) / np.float32(SECOND_TERM)) + x.first[0])
+        value = (both * np.repeat(x.scales[0], GROUP)).astype(np.float64)
+        if step is not None:
+            self.step, self.references = step, np.zeros(len(value), np.int64)
+        assert self.references is not None
+        place = np.rint(np.clip(value / self.step, -self.FARTHEST, self.FARTHEST)).astype(np.int64)
+        changes = np.clip(place - self.references, -self.MOST, self.MOST)
+        limit = 0.0
+        if step is None:
+            limit = self.threshold * np.sqrt(np.square(value * self.worth).mean())
+        size = np.abs(changes) * self.step * self.worth
+        changes[size < limit] = 0
+        self.references += changes
+        return changes, (np.abs(size - limit) <= 1e-5 * limit) & (limit > 0)
+
+    def terms(self, changes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """changes = low + HIGH * high, both int8."""
+        high = (changes + self.HIGH // 2) // self.HIGH
+        return changes - self.HIGH * high, high
+
+
 # --- linear layers ----------------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,24 @@ from numba.core import types
 from .attention import attention_f16, attention_f32, attention_q8, gather_attention
 from .bandwidth import read_memory
 from .barrier import wait_for_all
+from .changes import keep_changes
 from .columns import gather_columns, linear_ternary_columns
 from .delta import select_pages
 from .deltallm import compact_f16, compact_f32, compact_q8
 from .embed import embed_f32, embed_q4, embed_q6k, embed_q8
+from .grouped_columns import (
+    columns_delta_q4,
+    columns_delta_q8,
+    columns_q4,
+    columns_q8,
+    join_columns,
+    join_delta,
+    skips_columns,
+)
 from .kernel import INT, exported, inner
 from .linear import linear_q4, linear_q6k, linear_q8, linear_ternary
 from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_q8_float
+from .mask import keep_large
 from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
@@ -33,6 +44,9 @@ GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 COMPACT_F16, COMPACT_F32, COMPACT_Q8 = int(Op.COMPACT_F16), int(Op.COMPACT_F32), int(Op.COMPACT_Q8)
 SELECT_PAGES = int(Op.SELECT_PAGES)
 SPARSE_DELTA, EMBED_DELTA = int(Op.SPARSE_DELTA), int(Op.EMBED_DELTA)
+COLUMNS_Q4, COLUMNS_Q8, JOIN_COLUMNS = int(Op.COLUMNS_Q4), int(Op.COLUMNS_Q8), int(Op.JOIN_COLUMNS)
+COLUMNS_DELTA_Q4, COLUMNS_DELTA_Q8, JOIN_DELTA = int(Op.COLUMNS_DELTA_Q4), int(Op.COLUMNS_DELTA_Q8), int(Op.JOIN_DELTA)
+KEEP_LARGE, KEEP_CHANGES = int(Op.KEEP_LARGE), int(Op.KEEP_CHANGES)
 
 
 @inner
@@ -97,6 +111,22 @@ def run_op(code, op, run, tid, n_threads):
         compact_q8(op, run, tid, n_threads)
     elif code == COMPACT_F32:
         compact_f32(op, run, tid, n_threads)
+    elif code == COLUMNS_Q4:
+        columns_q4(op, run, tid, n_threads)
+    elif code == COLUMNS_Q8:
+        columns_q8(op, run, tid, n_threads)
+    elif code == JOIN_COLUMNS:
+        join_columns(op, run, tid, n_threads)
+    elif code == KEEP_LARGE:
+        keep_large(op, run, tid, n_threads)
+    elif code == KEEP_CHANGES:
+        keep_changes(op, run, tid, n_threads)
+    elif code == COLUMNS_DELTA_Q4:
+        columns_delta_q4(op, run, tid, n_threads)
+    elif code == COLUMNS_DELTA_Q8:
+        columns_delta_q8(op, run, tid, n_threads)
+    elif code == JOIN_DELTA:
+        join_delta(op, run, tid, n_threads)
     elif code == READ_MEMORY:
         read_memory(op, run, tid, n_threads)
 
@@ -115,7 +145,7 @@ def run_tape(tape, n_ops, run, tid, n_threads):
         op = tape + 8 * Field.COUNT * i
         run_op(field(op, Field.CODE), op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
-        if when == 1 or (when == 2 and several):
+        if when == 1 or (when == 2 and several) or (when == 3 and skips_columns(op, run, tid)):
             wait_for_all(barrier, n_threads, several)
         if profile != 0:
             store_i64(profile + 8 * i, load_i64(profile + 8 * i) + ticks() - start)

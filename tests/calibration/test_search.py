@@ -19,7 +19,7 @@ from edgerun.calibration import calibrate as module
 from edgerun.calibration.calibrate import JOURNAL, calibrate
 from edgerun.calibration.measure import Reference
 from edgerun.calibration.search import Search, _around
-from edgerun.evaluate import kl_sum, log_softmax
+from edgerun.evaluate import kl, log_softmax
 from edgerun.package.calibration import as_json, read_settings
 from edgerun.package.config import read_config
 
@@ -70,7 +70,7 @@ def test_cost_is_what_scoring_gives(
 
     exact, other = scored(model.session("none", "full")), scored(edgerun.Session(model, attention=policy))
     targets = np.array(TOKENS[first + 1 :])[::step]
-    assert cost.kl == pytest.approx(kl_sum(exact, other) / len(exact), abs=1e-9)
+    assert cost.kl == pytest.approx(kl(exact, other).mean(), abs=1e-9)
     assert cost.perplexity == pytest.approx(np.exp(-other[np.arange(len(targets)), targets].mean()))
     assert reference.perplexity == pytest.approx(np.exp(-exact[np.arange(len(targets)), targets].mean()))
     assert (cost.sparsity > 0) == (policy.deltallm is not None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .named import F32, I8, I32, I64, NAMED, PREFIX
@@ -139,6 +139,23 @@ def load_bf16x16(typingctx, address):
         return b.bitcast(bits, f32x16.llvm)
 
     return f32x16(types.int64), codegen
+
+
+@intrinsic
+def sum_of_f64(typingctx, address, stride, count):
+    """16 float64 at an address, and ``count - 1`` more of them ``stride`` bytes apart, added up and rounded once."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        kind = ir.VectorType(ir.DoubleType(), 16)
+        total = cgutils.alloca_once_value(b, ir.Constant(kind, [0.0] * 16))
+        with cgutils.for_range(b, args[2]) as loop:
+            place = b.add(args[0], b.mul(loop.index, args[1]))
+            value = b.load(b.inttoptr(place, kind.as_pointer()))
+            value.align = 8
+            b.store(b.fadd(b.load(total), value), total)
+        return b.fptrunc(b.load(total), f32x16.llvm)
+
+    return f32x16(types.int64, types.int64, types.int64), codegen
 
 
 def _field(kind: Any, llvm: ir.Type) -> Any:
@@ -288,6 +305,17 @@ def first_lanes(typingctx, value, count, other):
         return b.select(keep, args[0], args[2])
 
     return f32x16(f32x16, types.int64, f32x16), codegen
+
+
+@intrinsic
+def kept(typingctx, value, size, limit):
+    """Lanes of ``value`` where ``size`` is at least ``limit``; 0 elsewhere."""
+
+    def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        keep = b.fcmp_ordered(">=", args[1], args[2])
+        return b.select(keep, args[0], ir.Constant(i32x16.llvm, [0] * 16))
+
+    return i32x16(i32x16, f32x16, f32x16), codegen
 
 
 @intrinsic

@@ -326,6 +326,55 @@ class Tile(RunningSums):
 
         return add_outer
 
+    def add_exact(self) -> Any:
+        """Adds block's scale * row's scale * integer sum to float64 at an address, blocks 128 bytes apart; exact where
+        the products are, since they have few bits. The row's float32 scale lies at ``scale_address``."""
+
+        @intrinsic
+        def add_exact(typingctx, address, sums, scale, scale_address):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                factors = self._rows(b, args[3], 4, ir.FloatType())
+
+                def one(block: int, f64: ir.Type) -> ir.Value:
+                    both = b.fmul(b.fpext(b.extract_value(args[2], block), f64), b.fpext(factors[0], f64))
+                    return b.fmul(b.sitofp(b.extract_value(args[1], block), f64), both)
+
+                return self._into_f64(ctx, b, args[0], one)
+
+            return types.void(types.int64, self.ints, self.scales, types.int64), codegen
+
+        return add_exact
+
+    def add_outer_exact(self) -> Any:
+        """Adds block's vector * row's float32 to float64 likewise."""
+
+        @intrinsic
+        def add_outer_exact(typingctx, address, vector, factor_address):
+            def codegen(ctx: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+                factors = self._rows(b, args[2], 4, ir.FloatType())
+
+                def one(block: int, f64: ir.Type) -> ir.Value:
+                    return b.fmul(b.fpext(b.extract_value(args[1], block), f64), b.fpext(factors[0], f64))
+
+                return self._into_f64(ctx, b, args[0], one)
+
+            return types.void(types.int64, self.scales, types.int64), codegen
+
+        return add_outer_exact
+
+    def _into_f64(
+        self, ctx: Any, b: ir.IRBuilder, address: ir.Value, one: Callable[[int, ir.Type], ir.Value]
+    ) -> ir.Value:
+        """Of tiles with one row."""
+        f64 = ir.VectorType(ir.DoubleType(), self.lanes)
+        for block in range(self.blocks):
+            pointer = b.gep(b.inttoptr(address, I8.as_pointer()), [ir.Constant(I64, 128 * block)])
+            pointer = b.bitcast(pointer, f64.as_pointer())
+            before = b.load(pointer)
+            before.align = 8
+            b.store(b.fadd(before, one(block, f64)), pointer).align = 8
+        return ctx.get_dummy_value()
+
     def _store(self, kind: Any, tile: Any) -> Any:
         @intrinsic
         def store(typingctx, address, values):

@@ -1,0 +1,1 @@
+"""Activation sparsity: at decode, the weights that a token does not need are not read."""

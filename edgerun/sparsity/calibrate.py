@@ -1,0 +1,232 @@
+"""Calibration of activation sparsity: for each projection the method and its threshold that fit it.
+
+    python -m edgerun.sparsity.calibrate MODEL --text FILE [--tokens 512] [--kl 0.01,0.02,0.03,0.05]
+
+Local error curves, one Lagrangian: for each projection, method and threshold of a grid, the time that skipping saves
+(bytes by the part of the columns that is left unread, counted from the break-even on) and the squared error of its
+output, relative to the output, on a calibration text. An error counts by the projection's sensitivity: the KL
+divergence of the model with this projection alone made sparse, divided by the error of that. At a price, every
+projection takes the setting with the most saving less cost; the price is found whose KL, measured end to end on text
+that was kept apart, meets the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.errors import OptionError
+from edgerun.evaluate import kl, log_softmax
+from edgerun.package.layout import dequantise, parts
+from edgerun.profile import weight_bytes_skipped
+from edgerun.progress import Progress, silent
+from edgerun.sparsity.calibrated import NAME, store
+from edgerun.sparsity.capture import capture
+from edgerun.sparsity.delta import Delta
+from edgerun.sparsity.method import Method
+from edgerun.sparsity.projections import Projection, projections
+from edgerun.sparsity.tape import Chosen, most_columns, with_columns
+from edgerun.sparsity.threshold import Threshold
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+Array = NDArray[Any]
+GRID = tuple(float(x) for x in np.geomspace(0.03, 1.2, 16))
+PROBED = 0.02
+"""Relative squared error, about, of the settings that sensitivities are measured with."""
+PROBE_TOKENS = 64
+"""Tokens that they are measured on, at most."""
+STEPS = 9
+"""Halvings of the multiplier's range."""
+METHODS = ("threshold", "delta")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of a projection's choices. saved: bytes that need not be read, in time; error: relative squared error."""
+
+    method: str
+    at: float
+    saved: float
+    error: float
+
+    def made(self) -> Method:
+        return Threshold(at=self.at) if self.method == "threshold" else Delta(self.at)
+
+
+def calibrate(
+    model: Model,
+    tokens: Sequence[int],
+    budgets: Sequence[float] = (0.01, 0.02, 0.03, 0.05),
+    *,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """What ``calibrated`` keeps, for KL budgets in nats a token. The first half of the tokens (each half at least 64,
+    at most the context) is calibrated on, the second measured. Raises OptionError. Nobody else may run the model."""
+    found = Calibration(model, tokens, progress)
+    return {"points": [point for budget in sorted(budgets) if (point := found.point(budget))], "tokens": len(tokens)}
+
+
+class Calibration:
+    """Error curves and sensitivities, of which settings for any budget are made."""
+
+    def __init__(self, model: Model, tokens: Sequence[int], progress: Progress = silent) -> None:
+        """As ``calibrate``."""
+        half = min(len(tokens) // 2, model.context)
+        if half < 64:
+            raise OptionError(f"the text has {len(tokens)} tokens; calibration needs at least 128: give a longer text")
+        self.columns = model.sparsities.columns()
+        self.projections = projections(model.tape)
+        self._progress, self._steps = progress, 2 * len(self.projections)
+        self._kept = _Text(model, tokens[half : 2 * half])
+        self.curves: list[list[Setting]] = []
+        inputs = capture(model, self.columns, tokens[:half], half // 3)
+        for i, (projection, x) in enumerate(zip(self.projections, inputs, strict=True)):
+            progress(i, self._steps, "error curves")
+            self.curves.append(_curve(projection, _matrix(model, projection), x, self.columns[i].worth))
+        text = _Text(model, tokens[: min(half, half // 3 + PROBE_TOKENS)], half // 3)
+        self.sensitivities: list[float] = []
+        for i, curve in enumerate(self.curves):
+            progress(len(self.projections) + i, self._steps, "sensitivities")
+            probe = min(curve, key=lambda setting: abs(np.log((setting.error + 1e-12) / PROBED)))
+            kl, _ = text.measure([Chosen(self.projections[i], self.columns[i], probe.made())])
+            self.sensitivities.append(kl / max(probe.error, 1e-12))
+
+    def point(self, budget: float, methods: Sequence[str] = METHODS) -> dict[str, Any] | None:
+        """The setting of these methods that skips most for a mean KL within the budget: "kl", "weight_bytes_skipped",
+        "methods" as ``calibrated`` has them. None where none does."""
+        best: dict[str, Any] | None = None
+        low, high = 1e-12, 1e-4  # KL a byte
+        for step in range(STEPS):
+            self._progress(step, STEPS, f"KL {budget:g}")
+            price = float(np.sqrt(low * high))
+            picked = [
+                _picked([one for one in curve if one.method in methods], sensitivity, price)
+                for curve, sensitivity in zip(self.curves, self.sensitivities, strict=True)
+            ]
+            pairs = [
+                (projection, columns, setting)
+                for projection, columns, setting in zip(self.projections, self.columns, picked, strict=True)
+                if setting is not None
+            ]
+            kl, skipped = self._kept.measure([Chosen(p, columns, setting.made()) for p, columns, setting in pairs])
+            if kl > budget:
+                high = price
+                continue
+            low = price
+            if best is None or skipped > best["weight_bytes_skipped"]:
+                chosen = {projection.name: [setting.method, setting.at] for projection, _, setting in pairs}
+                best = {"kl": kl, "weight_bytes_skipped": skipped, "methods": chosen}
+        self._progress(STEPS, STEPS, f"KL {budget:g}")
+        return best
+
+
+def _picked(curve: Sequence[Setting], sensitivity: float, price: float) -> Setting | None:
+    """The setting whose saving at a price is most above its cost; None where none is."""
+    best = max(curve, key=lambda setting: price * setting.saved - sensitivity * setting.error, default=None)
+    return best if best is not None and price * best.saved > sensitivity * best.error else None
+
+
+def _matrix(model: Model, projection: Projection) -> Array:
+    """float32 [rows of all layers, k]."""
+    names = {record: site.name for site in model.tape.sites if site.kind == "linear" for record in site.records}
+    matrices = []
+    for record, n in zip(projection.records, projection.rows, strict=True):
+        tensors = {
+            part: model.package.tensor(f"{names[record]}.{part}") for part in parts(projection.fmt, n, projection.k)
+        }
+        matrices.append(dequantise(projection.fmt, tensors, n, projection.k))
+    return np.concatenate(matrices)
+
+
+def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array) -> list[Setting]:
+    """The settings of a grid, with what they save and cost on these inputs [tokens, k]."""
+    worth = worth[: projection.k]
+    size = np.abs(inputs) * worth
+    root = np.sqrt(np.square(size).mean(1, keepdims=True))
+    power = np.square(inputs @ matrix.T).sum()
+    most, n_bytes = most_columns(projection), projection.run_bytes * projection.k
+    found = []
+    for method in METHODS:
+        for at in GRID:
+            if method == "threshold":
+                kept = size >= at * root
+                missing = np.where(kept, np.float32(0), inputs)
+            else:
+                kept, missing = _unsent(inputs, worth, at * root, most)
+            sparse = kept.sum(1) <= most  # else all are taken as they are
+            if not sparse.any():
+                continue
+            error = np.square(missing[sparse] @ matrix.T).sum() / max(power, 1e-30)
+            saved = n_bytes * (1 - kept[sparse].sum() / (most * sparse.sum())) * sparse.mean()
+            found.append(Setting(method, at, float(saved), float(error)))
+    return found or [Setting("threshold", 0.0, 0.0, 0.0)]
+
+
+def _unsent(inputs: Array, worth: Array, limits: Array, most: int) -> tuple[Array, Array]:
+    """Of delta: which inputs are sent, and what is missing of all."""
+    sent, missing = np.empty(inputs.shape, bool), np.empty_like(inputs)
+    reference = np.zeros(inputs.shape[1], np.float32)
+    for t, (row, limit) in enumerate(zip(inputs, limits, strict=True)):
+        moved = row - reference
+        sent[t] = (np.abs(moved) * worth >= limit) if t else True
+        if t == 0 or sent[t].sum() <= most:
+            reference = np.where(sent[t], row, reference)
+        missing[t] = row - reference
+    return sent, missing
+
+
+class _Text:
+    """Tokens to measure with: the first ones, or a third, are prefilled, the others decoded one by one."""
+
+    def __init__(self, model: Model, tokens: Sequence[int], first: int | None = None) -> None:
+        self.model, self.tokens = model, list(tokens)
+        self.first = len(tokens) // 3 if first is None else first
+        self.wanted = self._log_p([])[0]
+
+    def measure(self, chosen: Sequence[Chosen]) -> tuple[float, float]:
+        """Mean KL of the model with these to the dense one, and the share of the weights' bytes that is skipped."""
+        log_p, skipped = self._log_p(chosen)
+        return float(kl(self.wanted, log_p).mean()), skipped
+
+    def _log_p(self, chosen: Sequence[Chosen]) -> tuple[Array, float]:
+        session = self.model.session("none", sparsity="none")
+        session.tape = with_columns(self.model.tape, chosen, self.model.threads)
+        session.prefill(self.tokens[: self.first])
+        measured = np.zeros((2, len(session.tape.ops)), np.int64)
+        self.model.profile = measured
+        try:
+            logits = np.stack([session.decode(token).copy() for token in self.tokens[self.first :]])
+        finally:
+            self.model.profile = None
+        return log_softmax(logits), weight_bytes_skipped(session.tape, measured, len(logits))
+
+
+def main() -> None:
+    """Calibrates a model and stores the result in its package."""
+    from edgerun.cli.progress import ProgressBar, resolve
+    from edgerun.model import Model
+
+    parser = argparse.ArgumentParser(prog="python -m edgerun.sparsity.calibrate", description=main.__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--text", type=Path, required=True, help="what to calibrate on (UTF-8)")
+    parser.add_argument("--tokens", type=int, default=512, help="how many of its tokens")
+    parser.add_argument("--kl", type=lambda t: [float(p) for p in t.split(",")], default=[0.01, 0.02, 0.03, 0.05])
+    args = parser.parse_args()
+    with Model(resolve(args.model)) as model, ProgressBar() as progress:
+        tokens = model.tokenizer.encode(args.text.read_text(encoding="utf-8"), parse_special=False)[: args.tokens]
+        result = calibrate(model, tokens, args.kl, progress=progress)
+        store(model.package.folder, result)
+    for point in result["points"]:
+        print(f"KL {point['kl']:.4f}: {point['weight_bytes_skipped']:.1%} of the weights' bytes skipped, {NAME}")
+
+
+if __name__ == "__main__":
+    main()

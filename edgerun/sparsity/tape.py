@@ -1,0 +1,130 @@
+"""A sparse tape: where one row runs, its projections read only the columns that a policy leaves; several rows take all.
+
+The records of a projection's layers stay, as those that join what its columns came to; where that was not worth while,
+and for several rows, they multiply by all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.lowering.tape import Tape
+from edgerun.package.layout import ROWS
+from edgerun.sparsity.columns import Columns
+from edgerun.sparsity.delta import Delta
+from edgerun.sparsity.method import Method, Room
+from edgerun.sparsity.projections import Projection
+from edgerun.sparsity.threshold import Threshold
+from edgerun_kernels.record import Field, Op, activation_bytes, list_scratch_bytes, state_sums
+
+WHERE_SKIPPED = 3
+"""When threads wait behind the op: of Field.BARRIER."""
+PARTS = ((2048, 4), (4096, 2))
+"""Up to so many bytes of a column, groups are summed up in so many parts, which threads then share; in one where
+columns are long enough to be shared themselves."""
+WORTH_WHILE, MINIMA_COST = ((256, 0.25), (768, 0.35), (2048, 0.53), (4096, 0.67), (1 << 62, 0.78)), 0.07
+"""Up to so many bytes of a column, the share of columns below which reading them one by one was measured to be faster
+than reading all: memory gives long runs faster than short ones. So much less with minima, which are read for whole
+groups as scales are."""
+
+
+class Chosen(NamedTuple):
+    """A projection whose columns are skipped, and how."""
+
+    projection: Projection
+    columns: Columns
+    method: Method
+
+
+def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
+    """The tape that skips columns of these projections, which are of its own."""
+    ops = [np.array(op) for op in tape.ops]
+    behind: dict[int, list[tuple[str, NDArray[np.int64]]]] = {}
+    arrays: list[NDArray[Any]] = [*tape.arrays, tape.ops]
+    rooms, arena_bytes, state_bytes = _rooms(tape, chosen, n_threads)
+    for one, (room, sums) in zip(chosen, rooms, strict=True):
+        projection, columns, method = one
+        quantize = ops[projection.quantize]
+        skipping = _skipping(projection, columns, ops, room, sums)
+        added = [*method.records(quantize, projection, columns, room), skipping]
+        runs = isinstance(method, Delta)
+        if runs:
+            skipping[Field.CODE] = Op.COLUMNS_DELTA_Q8 if projection.fmt == "q8" else Op.COLUMNS_DELTA_Q4
+        if len(added) > 1:
+            skipping[Field.X], skipping[Field.X_PRIVATE] = (added[-2][field] for field in (Field.Y, Field.Y_PRIVATE))
+        behind.setdefault(projection.quantize, []).extend((f"{projection.name}.columns", record) for record in added)
+        start = 0
+        for record, n in zip(projection.records, projection.rows, strict=True):
+            ops[record][Field.DENSE] = ops[record][Field.CODE]
+            ops[record][Field.CODE] = Op.JOIN_DELTA if runs else Op.JOIN_COLUMNS
+            ops[record][Field.START], ops[record][Field.UP] = start, room.row
+            for field in (Field.SCRATCH, Field.SCRATCH_PRIVATE, Field.SUMS, Field.PARTS, Field.STACK, Field.RUNNING):
+                ops[record][field] = skipping[field]
+            start += -(-n // ROWS) * ROWS
+        arrays += [*columns.arrays.values(), columns.worth]
+    records, names = [], []
+    for i, op in enumerate(ops):
+        records += [op, *(record for _, record in behind.get(i, []))]
+        names += [tape.names[i], *(name for name, _ in behind.get(i, []))]
+    whole = np.ascontiguousarray(np.stack(records))
+    return replace(tape, ops=whole, names=tuple(names), arrays=arrays, arena_bytes=arena_bytes, state_bytes=state_bytes)
+
+
+def most_columns(projection: Projection) -> int:
+    """Of its columns, as many as are read one by one at most."""
+    share = next(share for limit, share in WORTH_WHILE if projection.run_bytes <= limit)
+    return int(projection.k * (share - MINIMA_COST if projection.fmt == "q4m" else share))
+
+
+def may_pay(projection: Projection, method: Method) -> bool:
+    """Whether it is worth trying: not where a fixed share of the inputs is too many anyway."""
+    return not isinstance(method, Threshold) or method.keep * projection.k <= most_columns(projection)
+
+
+def n_parts(projection: Projection) -> int:
+    return next((count for limit, count in PARTS if projection.run_bytes <= limit), 1)
+
+
+def _rooms(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> tuple[list[tuple[Room, int]], int, int]:
+    """Room for each projection's lists and sums, behind the tape's own arena, and the sizes of arena and state.
+    Projections of different inputs share theirs: an input is only there when all threads are done with the one before.
+    """
+    rooms: list[tuple[Room, int]] = []
+    start = -(-tape.arena_bytes // 64) * 64
+    end = largest = start
+    state = 0
+    for i, (projection, _, method) in enumerate(chosen):
+        same_input = i > 0 and chosen[i - 1].projection.quantize == projection.quantize
+        at = end if same_input else start
+        private = -(-list_scratch_bytes(projection.k) // 64) * 64
+        row, row_bytes = at + private * n_threads, activation_bytes(projection.k, 1)
+        sums = row + row_bytes * n_threads
+        end = sums + 4 * n_parts(projection) * projection.stack
+        largest = max(largest, end)
+        rooms.append((Room(at, private, row, row_bytes, state), sums))
+        if isinstance(method, Delta):
+            state += -(-(state_sums(projection.k) + 8 * n_parts(projection) * projection.stack) // 64) * 64
+    return rooms, largest, state
+
+
+def _skipping(
+    projection: Projection, columns: Columns, ops: Sequence[NDArray[np.int64]], room: Room, sums: int
+) -> NDArray[np.int64]:
+    first = ops[projection.records[0]]
+    record = np.zeros(Field.COUNT, np.int64)
+    record[Field.CODE] = Op.COLUMNS_Q8 if projection.fmt == "q8" else Op.COLUMNS_Q4
+    record[Field.BARRIER] = WHERE_SKIPPED
+    for field in (Field.X, Field.X_STRIDE, Field.X_PRIVATE, Field.K, Field.FLAGS):
+        record[field] = first[field]
+    record[Field.N], record[Field.STACK] = sum(projection.rows), projection.stack
+    record[Field.W], record[Field.D] = columns.arrays["q"].ctypes.data, columns.arrays["d"].ctypes.data
+    record[Field.M] = columns.arrays["m"].ctypes.data if "m" in columns.arrays else 0
+    record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
+    record[Field.SUMS], record[Field.PARTS] = sums, n_parts(projection)
+    record[Field.MOST], record[Field.RUNNING] = most_columns(projection), room.state
+    return record

@@ -1,0 +1,305 @@
+"""Linear layers with 4- or 8-bit weights that read and multiply only the columns whose input is not zero, for one row.
+
+Layers of the same input lie stacked, column by column (see ``edgerun.sparsity.columns``), since memory gives long runs
+faster than short ones; scales lie group by group, rows in order. A group's columns are summed up in integers, then
+scaled as ``linear`` scales them. Groups are summed up in PARTS parts whatever the number of threads, which share out
+parts and rows evenly; ``join_columns`` adds them, so a result's bits do not depend on threads. Where more than MOST
+columns are wanted, or several rows run, ``join_columns`` multiplies by all columns instead.
+"""
+
+from .changes import AFRESH, state_address, state_sums, take_changes
+from .column_list import (
+    CHOSEN,
+    FIRST,
+    MINIMA,
+    N_SEGMENTS,
+    QUADS,
+    SCALES,
+    SUM,
+    SUMS,
+    TERMS,
+    VALUES,
+    ZERO_SUM,
+    list_parts,
+    mark,
+    places,
+)
+from .columns import scratch_address
+from .kernel import inner, op_kernel
+from .linear import finish, input_address, linear_q4, linear_q8, n_rows, output_address
+from .linear_products import MINUS_128
+from .math import ZERO, share
+from .record import COLUMN_AHEAD, GROUP, ROWS, SEGMENT_BYTES, Field, Op, Run
+from .simd.ops import (
+    dot_i8_bias,
+    field,
+    is_wide,
+    load_f32x16,
+    load_i64,
+    prefetch_far,
+    splat,
+    store_f32,
+    store_f32x16,
+    store_i64,
+    sum_of_f64,
+)
+from .simd.tiles import Tile
+
+LINEAR_Q8 = int(Op.LINEAR_Q8)
+OFFSET = GROUP + 4
+"""From a group's terms to what a weight's offset adds up to; the scale lies at GROUP."""
+
+
+@inner
+def fetch_columns(four, at):
+    for j in range(4):
+        prefetch_far(load_i64(four + 8 * (COLUMN_AHEAD + j)) + at)
+
+
+@inner
+def four_from(four, at):
+    return load_i64(four) + at, load_i64(four + 8) + at, load_i64(four + 16) + at, load_i64(four + 24) + at
+
+
+@inner
+def scale_place(row, half):
+    """Bytes to the float16 of a row, or of the eighth from it on where half is 32."""
+    return 2 * row + half // 2
+
+
+def _fold(tile, has_minimum, exact):
+    """``fold(segment, acc, row, half)``: a segment's integer sums, scaled, to the sums of a vector's rows: float32, or
+    float64 that are exact."""
+    load_scales, restore, store = tile.load_floats("f16"), tile.restore(), tile.store()
+    add_scaled, add_outer = tile.add_scaled(), tile.add_outer()
+    add_exact, add_outer_exact = tile.add_exact(), tile.add_outer_exact()
+
+    @inner
+    def fold(segment, acc, row, half):
+        scales = load_scales(load_i64(segment + SCALES) + scale_place(row, half), 32)
+        scale, total = load_i64(segment + TERMS) + GROUP, load_i64(segment + SUM)
+        minima = load_i64(segment + MINIMA) + scale_place(row, half)
+        if exact:
+            sums = load_i64(segment + SUMS) + 8 * row + 2 * half
+            add_exact(sums, acc, scales, scale)
+            if has_minimum:
+                add_outer_exact(sums, load_scales(minima, 32), total)
+        else:
+            sums = load_i64(segment + SUMS) + 4 * row + half
+            y = add_scaled(restore(sums), acc, scales, scale)
+            if has_minimum:
+                y = add_outer(y, load_scales(minima, 32), total)
+            store(sums, y)
+
+    return fold
+
+
+def _nibbles(tile, first, has_minimum, exact):
+    """``add(segment, addresses, at, row, half)``: a segment's columns to the sums of a line's rows."""
+    columns, dot, begin, end = tile.columns(first), tile.dot("dot_u4"), tile.begin(), tile.end()
+    starts, low, high = tile.starts(None if has_minimum else 0), tile.bits(0, 4), tile.bits(4, 4)
+    fold = _fold(tile, has_minimum, exact)
+    fetches = tile.lanes == 16 or first == 0
+
+    @inner
+    def add(segment, addresses, at, row, half):
+        terms, n_quads = load_i64(segment + TERMS), load_i64(segment + QUADS)
+        start = load_i64(segment + FIRST)
+        a0 = starts(terms + OFFSET)
+        a, b = begin(a0), begin(a0)
+        for i in range(n_quads):
+            four, x = addresses + 8 * start + 32 * i, load_i64(segment + VALUES) + start + 4 * i
+            if fetches:
+                fetch_columns(four, at)
+            w = columns(*four_from(four, at))
+            a, b = dot(a, low(w), x), dot(b, high(w), x)
+        fold(segment, end(a, a0), row, half)
+        fold(segment, end(b, a0), row + 64, half)
+
+    return add
+
+
+def _bytes(tile, first, has_minimum, exact):
+    columns, dot = tile.columns(first), tile.dot("dot_i8")
+    from_zero, from_bias = tile.starts(None), tile.starts(MINUS_128)
+    fold = _fold(tile, has_minimum, exact)
+    fetches = tile.lanes == 16 or first == 0
+
+    @inner
+    def add(segment, addresses, at, row, half):
+        terms, n_quads = load_i64(segment + TERMS), load_i64(segment + QUADS)
+        start = load_i64(segment + FIRST)
+        a = from_bias(terms + OFFSET) if dot_i8_bias() != 0 else from_zero(terms)
+        for i in range(n_quads):
+            four, x = addresses + 8 * start + 32 * i, load_i64(segment + VALUES) + start + 4 * i
+            if fetches:
+                fetch_columns(four, at)
+            w = columns(*four_from(four, at))
+            a = dot(a, w, x)
+        fold(segment, a, row, half)
+
+    return add
+
+
+@inner
+def column_stride(n_slabs):
+    """Bytes from column to column: an odd number of lines, else all columns would want the same places of a cache:
+    measured, half the speed at 8 KiB."""
+    return 64 * (n_slabs | 1)
+
+
+def _one_row(adding, line_rows, has_minimum, exact):
+    """line_rows: weight rows in a line of a column. exact: whether sums are those of the session's state, to which
+    changes are added."""
+    wide = adding(Tile(1, 4), 0, has_minimum, exact)
+    low, high = (adding(Tile(1, 2, lanes=8), first, has_minimum, exact) for first in (0, 2))
+    scale_lines, element = 2 * line_rows, 8 if exact else 4
+
+    @inner
+    def some_slabs(first, last, addresses, first_slab, last_slab):
+        """The segments from ``first`` to before ``last``, to the rows of some lines."""
+        for segment in range(first, last, SEGMENT_BYTES):
+            ahead = min(segment + 2 * SEGMENT_BYTES, last - SEGMENT_BYTES)
+            scales, minima = load_i64(ahead + SCALES), load_i64(ahead + MINIMA)
+            for at in range(first_slab, last_slab):
+                for line in range(0, scale_lines, 64):
+                    prefetch_far(scales + scale_lines * at + line)
+                if minima != 0:
+                    for line in range(0, scale_lines, 64):
+                        prefetch_far(minima + scale_lines * at + line)
+                if is_wide() != 0:
+                    wide(segment, addresses, 64 * at, line_rows * at, 0)
+                else:
+                    for half in range(0, 64, 32):
+                        low(segment, addresses, 64 * at + half, line_rows * at, half)
+                        high(segment, addresses, 64 * at + half, line_rows * at + 32, half)
+
+    @inner
+    def kernel(op, run, tid, n_threads):
+        scratch = scratch_address(op, run, tid)
+        n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+        segments, addresses, _, _, masks = places(scratch, n_groups)
+        x = input_address(op, run, tid)
+        total, cost = mark(x, n_groups, masks)
+        afresh = not exact or load_i64(scratch + AFRESH) != 0
+        chosen = total <= field(op, Field.MOST) or (exact and afresh)
+        store_i64(scratch + CHOSEN, 1 if chosen else 0)
+        counter = field(run, Run.COLUMNS_READ)
+        if tid == 0 and counter != 0:
+            store_i64(counter, load_i64(counter) + (total if chosen else GROUP * n_groups))
+        if not chosen:
+            return
+        stack, n_parts = field(op, Field.STACK), field(op, Field.PARTS)
+        sums = state_address(op, run) + state_sums(op) if exact else field(run, Run.ARENA) + field(op, Field.SUMS)
+        n_slabs = stack // line_rows
+        begin, end = share(n_parts * n_slabs, tid, n_threads), share(n_parts * n_slabs, tid + 1, n_threads)
+        if afresh:
+            for i in range(element * line_rows * begin, element * line_rows * end, 64):
+                store_f32x16(sums + i, splat(ZERO))
+        if begin == end or total == 0:
+            return
+        store_f32(scratch + ZERO_SUM, ZERO)
+        first, last = begin // n_slabs, (end - 1) // n_slabs + 1
+        w, stride, m = field(op, Field.W), column_stride(n_slabs), field(op, Field.M)
+        d = field(op, Field.D)
+        part_bytes = element * stack
+        list_parts(scratch, x, n_groups, cost, n_parts, first, last, w, stride, d, m, 2 * stack, sums, part_bytes)
+        whole = last - first > 1
+        for i in range(COLUMN_AHEAD):
+            for line in range(0 if whole else begin % n_slabs, n_slabs if whole else end - first * n_slabs):
+                prefetch_far(load_i64(addresses + 8 * i) + 64 * line)
+        at = segments
+        finish_at = segments + SEGMENT_BYTES * load_i64(scratch + N_SEGMENTS)
+        for part in range(first, last):
+            after = at
+            while after < finish_at and load_i64(after + SUMS) == sums + part_bytes * part:
+                after += SEGMENT_BYTES
+            some_slabs(at, after, addresses, max(begin - part * n_slabs, 0), min(end - part * n_slabs, n_slabs))
+            at = after
+
+    return kernel
+
+
+q4, q4_exact = (_one_row(_nibbles, 128, False, exact) for exact in (False, True))
+q4m, q4m_exact = (_one_row(_nibbles, 128, True, exact) for exact in (False, True))
+q8, q8_exact = (_one_row(_bytes, 64, False, exact) for exact in (False, True))
+
+
+@op_kernel
+def columns_q4(op, run, tid, n_threads):
+    """4-bit weights, symmetric or with minima: the parts' sums of a stack."""
+    if n_rows(op, run) == 1:
+        if field(op, Field.M) == 0:
+            q4(op, run, tid, n_threads)
+        else:
+            q4m(op, run, tid, n_threads)
+
+
+@op_kernel
+def columns_q8(op, run, tid, n_threads):
+    """8-bit weights; likewise."""
+    if n_rows(op, run) == 1:
+        q8(op, run, tid, n_threads)
+
+
+@op_kernel
+def columns_delta_q4(op, run, tid, n_threads):
+    """4-bit weights: what changes of the input add to the session's sums of a stack."""
+    if n_rows(op, run) == 1:
+        if field(op, Field.M) == 0:
+            q4_exact(op, run, tid, n_threads)
+        else:
+            q4m_exact(op, run, tid, n_threads)
+
+
+@op_kernel
+def columns_delta_q8(op, run, tid, n_threads):
+    """8-bit weights; likewise."""
+    if n_rows(op, run) == 1:
+        q8_exact(op, run, tid, n_threads)
+
+
+@inner
+def skips_columns(op, run, tid):
+    """Whether the stack's columns are skipped: every thread has found the same."""
+    return n_rows(op, run) == 1 and load_i64(scratch_address(op, run, tid) + CHOSEN) != 0
+
+
+@inner
+def all_columns(op, run, tid, n_threads):
+    if field(op, Field.DENSE) == LINEAR_Q8:
+        linear_q8(op, run, tid, n_threads)
+    else:
+        linear_q4(op, run, tid, n_threads)
+
+
+@op_kernel
+def join_columns(op, run, tid, n_threads):
+    """A layer's outputs: the sums of the parts of its rows in the stack, or where columns were not skipped, all of what
+    the op DENSE does."""
+    if not skips_columns(op, run, tid):
+        all_columns(op, run, tid, n_threads)
+        return
+    sums = field(run, Run.ARENA) + field(op, Field.SUMS) + 4 * field(op, Field.START)
+    stride, n_parts, y = 4 * field(op, Field.STACK), field(op, Field.PARTS), output_address(op, run)
+    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+    for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
+        acc = load_f32x16(sums + 64 * block)
+        for part in range(1, n_parts):
+            acc = acc + load_f32x16(sums + part * stride + 64 * block)
+        finish(op, y, block, acc)
+
+
+@op_kernel
+def join_delta(op, run, tid, n_threads):
+    """The same of the session's sums; the first layer of a stack also makes the changes part of its references."""
+    if not skips_columns(op, run, tid):
+        all_columns(op, run, tid, n_threads)
+        return
+    start, stack, n_parts = field(op, Field.START), field(op, Field.STACK), field(op, Field.PARTS)
+    if start == 0:
+        take_changes(op, run, tid, n_threads)
+    sums, y = state_address(op, run) + state_sums(op) + 8 * start, output_address(op, run)
+    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+    for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
+        finish(op, y, block, sum_of_f64(sums + 128 * block, 8 * stack, n_parts))

@@ -1,0 +1,134 @@
+"""A copy of a quantised row with its large inputs, and 0 for the others; where one row runs.
+
+How large an input is: |value| times what it is worth, the norm of its column. Every thread makes its own.
+"""
+
+import numpy as np
+
+from .columns import scratch_address
+from .kernel import inner, op_kernel
+from .linear import input_address, n_rows
+from .math import ZERO
+from .norm import SECOND, private_output, store_offsets
+from .record import GROUP, TILE_HEADER, Field, first_stride, second_stride
+from .simd.ops import (
+    field,
+    field_f64,
+    fma,
+    kept,
+    load_f32,
+    load_f32x16,
+    load_i8x16,
+    load_i64,
+    max_f32,
+    splat,
+    splat_i32,
+    sqrt,
+    store_f32,
+    store_f32x16,
+    store_i64,
+    store_low_bytes,
+    sum_f32,
+    sum_i32,
+    to_float,
+    vabs,
+    vmax,
+    zero_i32,
+)
+
+STRIDE_1, STRIDE_2 = first_stride(1), second_stride(1)
+LOOKED_AT = 24
+"""Groups, about, of which the limit for a share is found: more would make it no better."""
+STEPS, NARROWEST = 10, np.float32(1e-4)
+"""Halvings, on a scale of octaves, of the range from the largest size down to this part of it."""
+SCALE, OFFSET, SUM = GROUP, GROUP + 4, GROUP + 12
+ONE = np.int32(1)
+
+
+@inner
+def sizes(x, n_groups, worth, to):
+    """Writes the inputs' sizes, float32; gives their largest and their root mean square."""
+    left, second = load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
+    largest, total = splat(ZERO), splat(ZERO)
+    part = splat(np.float32(1) / SECOND)
+    for g in range(n_groups):
+        terms = x + TILE_HEADER + STRIDE_1 * g
+        u, v = to_float(load_i8x16(terms)), to_float(load_i8x16(terms + 16))
+        if left > 0 and load_i64(second) == g:
+            u = fma(to_float(load_i8x16(second + 8)), part, u)
+            v = fma(to_float(load_i8x16(second + 24)), part, v)
+            second += STRIDE_2
+            left -= 1
+        scale = splat(load_f32(terms + SCALE))
+        u = vabs(u * scale * load_f32x16(worth + 4 * GROUP * g))
+        v = vabs(v * scale * load_f32x16(worth + 4 * GROUP * g + 64))
+        store_f32x16(to + 4 * GROUP * g, u)
+        store_f32x16(to + 4 * GROUP * g + 64, v)
+        largest = vmax(vmax(u, v), largest)
+        total = fma(v, v, fma(u, u, total))
+    return max_f32(largest), sqrt(sum_f32(total) / np.float32(GROUP * n_groups))
+
+
+@inner
+def limit_for(share, largest, n_groups, k, size):
+    """What at most about a ``share`` of the sizes is above."""
+    step = max(n_groups // LOOKED_AT, 1)
+    looked_at = min((n_groups + step - 1) // step * GROUP, k)
+    wanted = np.int64(share * looked_at + 0.5)
+    low, high = largest * NARROWEST, largest
+    for _ in range(STEPS):
+        middle = sqrt(low) * sqrt(high)
+        at, count = splat(middle), zero_i32()
+        for g in range(0, n_groups, step):
+            count = count + kept(splat_i32(ONE), load_f32x16(size + 4 * GROUP * g), at)
+            count = count + kept(splat_i32(ONE), load_f32x16(size + 4 * GROUP * g + 64), at)
+        if sum_i32(count) > wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+@inner
+def keep_group(terms, y, size, limit):
+    """The terms of a group whose size is at least the limit, else 0, and what goes with them; both halves' sums."""
+    p = kept(load_i8x16(terms), load_f32x16(size), limit)
+    q = kept(load_i8x16(terms + 16), load_f32x16(size + 64), limit)
+    store_low_bytes(y, p)
+    store_low_bytes(y + 16, q)
+    low, high = sum_i32(p), sum_i32(q)
+    store_f32(y + SCALE, load_f32(terms + SCALE))
+    store_offsets(y + OFFSET, 1, low, high)
+    return low, high
+
+
+@op_kernel
+def keep_large(op, run, tid, n_threads):
+    """Of the row at X, to one at Y: the inputs whose size is at least THRESHOLD times the sizes' root mean square, or
+    with SHARE the largest ones, about that share of all. W: what inputs are worth, float32, padded with zeros to whole
+    groups. SCRATCH: room for the sizes."""
+    if n_rows(op, run) != 1:
+        return
+    x, y, size = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
+    k = field(op, Field.K)
+    n_groups = (k + GROUP - 1) // GROUP
+    largest, root = sizes(x, n_groups, field(op, Field.W), size)
+    share = field_f64(op, Field.SHARE)
+    if share != 0:
+        level = limit_for(share, largest, n_groups, k, size)
+    else:
+        level = np.float32(field_f64(op, Field.THRESHOLD)) * root
+    limit = splat(level)
+    store_i64(y, load_i64(x))
+    moved, left, second = y - x, load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
+    for g in range(n_groups):
+        terms = x + TILE_HEADER + STRIDE_1 * g
+        low, high = keep_group(terms, terms + moved, size + 4 * GROUP * g, limit)
+        value = np.float32(low + high)
+        if left > 0 and load_i64(second) == g:
+            store_i64(second + moved, g)
+            low, high = keep_group(second + 8, second + moved + 8, size + 4 * GROUP * g, limit)
+            value += np.float32(low + high) / SECOND
+            second += STRIDE_2
+            left -= 1
+        store_f32(terms + moved + SUM, load_f32(terms + SCALE) * value)

@@ -1,0 +1,132 @@
+"""Keeping the large inputs of a quantised row: which they are, and the sums of what is left, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgerun_kernels import reference
+from edgerun_kernels.record import list_scratch_bytes
+
+from .harness import (
+    PATTERNS,
+    POISON,
+    Array,
+    Memory,
+    activations,
+    call,
+    every_isa,
+    examples,
+    floats,
+    same_bits,
+    stride,
+)
+from .weights import second_terms
+
+K = st.integers(1, 140) | st.integers(3000, 3100)
+
+
+def masked(isa: str, x: reference.Quantised, worth: Array, n_threads: int = 1, **fields: float) -> Array:
+    """The tile of one row, of the last thread."""
+    with Memory() as memory:
+        tiles = activations(memory, x, n_threads)
+        y = memory.room(tiles.shape, np.uint8, gap=64)
+        before = tiles.copy()
+        room = memory.room((n_threads, -(-list_scratch_bytes(len(worth)) // 64) * 64), np.uint8)
+        op = memory.op(
+            X=tiles,
+            X_PRIVATE=stride(tiles),
+            Y=y,
+            Y_PRIVATE=stride(y),
+            W=memory.rows(worth[None], gap=0),
+            K=len(worth),
+            SCRATCH=room,
+            SCRATCH_PRIVATE=stride(room),
+            **fields,
+        )
+        call(isa, "keep_large", op, memory.run(N_ROWS=1), n_threads)
+        same_bits(tiles, before)
+        for tile in y[1:]:
+            same_bits(tile, y[0])
+        return y[-1:].copy()
+
+
+def tile_of(x: reference.Quantised) -> tuple[Array, Array]:
+    return reference.activation_tiles(x)
+
+
+@every_isa
+@examples(100)
+@given(
+    pattern=st.sampled_from(PATTERNS),
+    terms=st.sampled_from(["none", "some", "all"]),
+    k=K,
+    threshold=st.sampled_from([0.0, 0.01, 0.5, 1.0, 3.0, 1e30]),
+    seed=st.integers(0, 2**31),
+)
+def test_above_a_threshold(isa: str, pattern: str, terms: str, k: int, threshold: float, seed: int) -> None:
+    """Relative to the root mean square; inputs within rounding of the limit may go either way."""
+    rng = np.random.default_rng(seed)
+    x = second_terms(reference.quantize(floats(pattern, (1, k), rng)), terms, rng)
+    worth = rng.random(k).astype(np.float32) + np.float32(0.1)
+    size = reference.sizes(x, worth).astype(np.float64)
+    got = masked(isa, x, worth, 2, THRESHOLD=threshold)
+    with np.errstate(over="ignore"):
+        root = float(np.float32(np.sqrt((size**2).mean())))
+        if not 1e-18 < root < 1e18:  # its squares leave float32
+            return
+    limit = threshold * root
+    near = np.abs(size - limit) <= 1e-5 * limit
+    bytes_, means = tile_of(reference.keep_large(x, size >= limit))
+    if not near.any():
+        same_bits(got[means], bytes_[means])
+
+
+@every_isa
+@examples(60)
+@given(
+    pattern=st.sampled_from(["normal", "outliers", "mixed", "zeros", "equal", "one"]),
+    terms=st.sampled_from(["none", "some", "all"]),
+    k=K,
+    share=st.sampled_from([0.01, 0.3, 0.5, 0.9, 0.999]),
+    seed=st.integers(0, 2**31),
+)
+def test_a_share(isa: str, pattern: str, terms: str, k: int, share: float, seed: int) -> None:
+    """The largest are kept, the others are not, and there are about as many as wanted; the sums are of what is left."""
+    rng = np.random.default_rng(seed)
+    x = second_terms(reference.quantize(floats(pattern, (1, k), rng)), terms, rng)
+    worth = rng.random(k).astype(np.float32) + np.float32(0.1)
+    size = reference.sizes(x, worth)[0]
+    got = masked(isa, x, worth, SHARE=share)
+    n_groups = x.scales.shape[1]
+    ints = got[0, 64 : 64 + 48 * n_groups].reshape(n_groups, 48)[:, :32].view(np.int8).ravel()
+    gone = (x.first[0] != 0) & (ints == 0)
+    limit = size[gone].max(initial=0.0)
+    keep = size > limit
+    bytes_, means = tile_of(reference.keep_large(x, keep[None]))
+    if (size[(ints != 0)] > limit).all():
+        left = ((x.first[0] != 0) & keep).sum()
+        if n_groups < 48:  # all are looked at
+            assert left <= share * k + 1
+        if pattern == "normal" and k > 1000:
+            assert abs(keep[:k].sum() - share * k) <= 0.1 * k
+    if pattern == "normal" and terms == "none":
+        np.testing.assert_array_equal(got[means], bytes_[means])
+
+
+@every_isa
+@pytest.mark.parametrize("n_rows", [2, 4])
+def test_several_rows_are_left_alone(isa: str, n_rows: int) -> None:
+    rng = np.random.default_rng(0)
+    x = reference.quantize(floats("normal", (n_rows, 40), rng))
+    with Memory() as memory:
+        tiles = activations(memory, x)
+        before = tiles.copy()
+        room = memory.room((1, 4096), np.uint8)
+        y, worth = memory.room((1, 4096), np.uint8), memory.rows(np.ones((1, 40), np.float32), gap=0)
+        op = memory.op(X=tiles, Y=y, W=worth, K=40, SCRATCH=room, THRESHOLD=1.0)
+        call(isa, "keep_large", op, memory.run(N_ROWS=n_rows))
+        same_bits(tiles, before)
+        assert (y == POISON).all()

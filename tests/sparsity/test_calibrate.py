@@ -1,0 +1,91 @@
+"""Calibration: inputs as they are, error curves, budgets that are kept, and what is stored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgerun.sparsity.tape as sparse_tape
+from edgerun import Model, OptionError, PackageError
+from edgerun.sparsity import calibrate as calibration
+from edgerun.sparsity.calibrated import store
+from edgerun.sparsity.capture import capture, values
+from edgerun.sparsity.projections import projections
+from edgerun_exporters import export
+from edgerun_kernels import reference
+from tests.conftest import checkpoint
+
+TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, 90, 160)]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrated")
+    export(checkpoint(folder / "checkpoint"), folder / "package", quant="q8")
+    return folder / "package"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGERUN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small layers' columns never do."""
+    for module in (sparse_tape, calibration):
+        monkeypatch.setattr(module, "most_columns", lambda projection: projection.k * 9 // 10)
+
+
+@pytest.mark.parametrize("threshold", [np.inf, 2.0, 0.0])
+def test_values_of_a_quantised_row(threshold: float) -> None:
+    rng = np.random.default_rng(1)
+    x = reference.quantize(rng.standard_normal((1, 70)).astype(np.float32), threshold)
+    tile = reference.activation_tiles(x)[0][0]
+    np.testing.assert_allclose(values(tile, 70), x.values()[0, :70], rtol=1e-6)
+
+
+def test_inputs_are_those_of_the_layers(package: Path) -> None:
+    """The first projection's are the normalised embeddings; none are disturbed by looking at them."""
+    with Model(package, threads=2) as model:
+        found = capture(model, model.sparsities.columns(), TOKENS[:40], 10)
+        assert [x.shape for x in found] == [(30, p.k) for p in projections(model.tape)]
+        assert all(np.isfinite(x).all() and x.any() for x in found)
+        again = capture(model, model.sparsities.columns(), TOKENS[:40], 10)
+        for x, y in zip(found, again, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_budgets_are_kept_and_more_budget_skips_more(package: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    shutil.copytree(package, folder)
+    with Model(folder, threads=2) as model:
+        result = calibration.calibrate(model, TOKENS, (0.001, 0.01, 0.1))
+    points = result["points"]
+    assert len(points) >= 2
+    for point, budget in zip(points[::-1], (0.1, 0.01, 0.001), strict=False):
+        assert point["kl"] <= budget
+    skipped = [point["weight_bytes_skipped"] for point in points]
+    assert skipped == sorted(skipped)
+    assert skipped[-1] > 0.05
+    store(folder, json.loads(json.dumps(result)))
+    with Model(folder, threads=2) as model:
+        session = model.session(sparsity="calibrated:kl=0.1")
+        session.prefill(TOKENS[:20])
+        assert np.isfinite(session.decode(TOKENS[20])).all()
+        with pytest.raises(OptionError, match="nothing was calibrated"):
+            model.session(sparsity="calibrated:kl=0")
+
+
+def test_too_short_a_text_is_refused(package: Path) -> None:
+    with Model(package) as model, pytest.raises(OptionError, match="at least 128"):
+        calibration.calibrate(model, TOKENS[:100])
+
+
+def test_a_package_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="cannot be written"):
+        store(tmp_path / "nowhere", {"points": []})
