@@ -19,16 +19,23 @@ def write_settings(folder: Path, settings: Sequence[Setting]) -> None:
 
     Raises PackageError for a package that cannot be read, EdgerunError for one that cannot be written.
     """
-    path = folder / CONFIG
-    config = read_config(path)
+    config = read_config(folder / CONFIG)
     new = {(setting.policy, setting.context) for setting in settings}
-    kept = [one for one in read_settings(config, path) if (one.policy, one.context) not in new]
-    calibration = {"weights": weights(config), "settings": [as_json(one) for one in (*kept, *settings)]}
-    _check(path, replace(config, calibration=calibration))
+    kept = [one for one in read_settings(config, folder / CONFIG) if (one.policy, one.context) not in new]
+    _write(folder, config, {"settings": [as_json(one) for one in (*kept, *settings)]})
+
+
+def write_activations(folder: Path, found: dict[str, Any]) -> None:
+    """Puts a calibration of activations into a package (see ``edgerun.sparsity.calibrated``). Raises PackageError and
+    EdgerunError as ``write_settings``."""
+    config = read_config(folder / CONFIG)
+    settings = [as_json(one) for one in read_settings(config, folder / CONFIG)]
+    _write(folder, config, {"settings": settings, "activations": found})
+
+
+def _write(folder: Path, config: Config, changes: dict[str, Any]) -> None:
+    path = folder / CONFIG
+    calibration = config.calibration | {"weights": weights(config)} | changes
+    read_settings(replace(config, calibration=calibration), path)  # what was made here must be what reading accepts
     content: dict[str, Any] = json.loads(path.read_bytes())
     write_beside(path, content | {"calibration": calibration})
-
-
-def _check(path: Path, config: Config) -> None:
-    """What was made here must be what reading accepts."""
-    read_settings(config, path)

@@ -17,6 +17,8 @@ from edgerun.cli.text_input import read_text
 if TYPE_CHECKING:
     from edgerun.package.calibration import Setting
 
+ACTIVATIONS = "activations"
+
 
 @command_("calibrate", "Find what attention may leave out at a stated cost.")
 @model_argument
@@ -40,9 +42,10 @@ if TYPE_CHECKING:
 @option(
     "--policy",
     "policies",
-    type=click.Choice(["deltallm", "deltallm-element", "delta", "both"]),
+    type=click.Choice(["deltallm", "deltallm-element", "delta", "both", ACTIVATIONS]),
     multiple=True,
-    help="What to calibrate; may be given several times.  [default: deltallm, delta, and both together]",
+    help="What to calibrate; may be given several times. activations: for --sparsity.  "
+    "[default: deltallm, delta, and both together]",
 )
 @json_option
 @threads_option
@@ -55,7 +58,7 @@ def command(
     as_json: bool,
     threads: int | None,
 ) -> None:
-    """Calibrate sparse attention for MODEL and write the settings into its package.
+    """Calibrate sparse attention, or activation sparsity, for MODEL and write the settings into its package.
 
     The first half of the text is searched, costs are measured on the second. Afterwards `--quality X`, wherever a
     model runs, takes the setting that reads least and costs at most X; `--attention deltallm` and `delta` need no
@@ -63,23 +66,37 @@ def command(
     where it was.
     """
     from edgerun.calibration.calibrate import POLICIES, calibrate
+    from edgerun.sparsity.calibrate import calibrate_package
 
     content = read_text(text)
     folder = resolve(model)
+    settings: list[Setting] = []
+    points: list[dict[str, Any]] = []
+    asked = [policy for policy in policies or POLICIES if policy != ACTIVATIONS]
     with ProgressBar() as progress:
-        settings = calibrate(
-            folder,
-            content,
-            budget_kl=budget_kl,
-            context=context,
-            policies=policies or POLICIES,
-            threads=threads,
-            progress=progress,
-        )
+        if asked:
+            settings = calibrate(
+                folder,
+                content,
+                budget_kl=budget_kl,
+                context=context,
+                policies=asked,
+                threads=threads,
+                progress=progress,
+            )
+        if ACTIVATIONS in policies:
+            points = calibrate_package(folder, content, budget_kl=budget_kl, threads=threads, progress=progress)
     if as_json:
-        click.echo(json.dumps({"model": model, "budget_kl": budget_kl, "settings": [_report(s) for s in settings]}))
+        report = {"model": model, "budget_kl": budget_kl, "settings": [_report(s) for s in settings]}
+        click.echo(json.dumps(report | {ACTIVATIONS: points}))
+    elif not (settings or points):
+        click.echo(f"nothing can be left out within {budget_kl:g} nats a token; try a larger --budget-kl")
     else:
-        _print(settings, budget_kl)
+        _print(settings)
+        for point in points:
+            click.echo(
+                f"{ACTIVATIONS}: mean KL {point['kl']:.5f}, {point['weight_bytes_skipped']:.1%} of weights unread"
+            )
 
 
 def _report(setting: Setting) -> dict[str, Any]:
@@ -87,9 +104,8 @@ def _report(setting: Setting) -> dict[str, Any]:
     return {name: getattr(setting, name) for name in names}
 
 
-def _print(settings: list[Setting], budget_kl: float) -> None:
+def _print(settings: list[Setting]) -> None:
     if not settings:
-        click.echo(f"nothing can be left out within {budget_kl:g} nats a token; try a larger --budget-kl")
         return
     click.echo("policy             context  mean KL   perplexity (exact)  keys left out  keys read")
     for s in settings:

@@ -1,6 +1,6 @@
 """Calibration of activation sparsity: for each projection the method and its threshold that fit it.
 
-    python -m edgerun.sparsity.calibrate MODEL --text FILE [--tokens 512] [--kl 0.01,0.02,0.03,0.05]
+    edgerun calibrate MODEL --text FILE --policy activations
 
 Local error curves, one Lagrangian: for each projection, method and threshold of a grid, the time that skipping saves
 (bytes by the part of the columns that is left unread, counted from the break-even on) and the squared error of its
@@ -12,7 +12,6 @@ that was kept apart, meets the budget.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.calibration.store import write_activations
 from edgerun.errors import OptionError
 from edgerun.evaluate import kl, log_softmax
 from edgerun.package.layout import dequantise, parts
 from edgerun.profile import weight_bytes_skipped
 from edgerun.progress import Progress, silent
-from edgerun.sparsity.calibrated import NAME, store
 from edgerun.sparsity.capture import capture
 from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.method import Method
@@ -43,6 +42,10 @@ PROBED = 0.02
 """Relative squared error, about, of the settings that sensitivities are measured with."""
 PROBE_TOKENS = 64
 """Tokens that they are measured on, at most."""
+TOKENS = 512
+"""Tokens of a text that a package is calibrated with."""
+PARTS = (0.25, 0.5, 1.0)
+"""Of a budget, for which points are sought."""
 STEPS = 9
 """Halvings of the multiplier's range."""
 METHODS = ("threshold", "delta")
@@ -209,24 +212,25 @@ class _Text:
         return log_softmax(logits), weight_bytes_skipped(session.tape, measured, len(logits))
 
 
-def main() -> None:
-    """Calibrates a model and stores the result in its package."""
-    from edgerun.cli.progress import ProgressBar, resolve
+def calibrate_package(
+    folder: str | Path,
+    text: str,
+    *,
+    budget_kl: float,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """``calibrate`` on the first TOKENS of a text, for budgets up to ``budget_kl``; written into the package.
+
+    Gives the points, as ``calibrated`` keeps them. Raises OptionError for a text or a budget that makes no sense.
+    """
     from edgerun.model import Model
 
-    parser = argparse.ArgumentParser(prog="python -m edgerun.sparsity.calibrate", description=main.__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--text", type=Path, required=True, help="what to calibrate on (UTF-8)")
-    parser.add_argument("--tokens", type=int, default=512, help="how many of its tokens")
-    parser.add_argument("--kl", type=lambda t: [float(p) for p in t.split(",")], default=[0.01, 0.02, 0.03, 0.05])
-    args = parser.parse_args()
-    with Model(resolve(args.model)) as model, ProgressBar() as progress:
-        tokens = model.tokenizer.encode(args.text.read_text(encoding="utf-8"), parse_special=False)[: args.tokens]
-        result = calibrate(model, tokens, args.kl, progress=progress)
-        store(model.package.folder, result)
-    for point in result["points"]:
-        print(f"KL {point['kl']:.4f}: {point['weight_bytes_skipped']:.1%} of the weights' bytes skipped, {NAME}")
-
-
-if __name__ == "__main__":
-    main()
+    if not 0 < budget_kl < 100:
+        raise OptionError(f"the budget is {budget_kl} nats a token; it must be above 0, such as 0.02")
+    with Model(folder, threads=threads) as model:
+        tokens = model.tokenizer.encode(text, parse_special=False)[:TOKENS]
+        result = calibrate(model, tokens, [budget_kl * part for part in PARTS], progress=progress)
+    write_activations(Path(folder), result)
+    points: list[dict[str, Any]] = result["points"]
+    return points

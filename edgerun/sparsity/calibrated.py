@@ -6,10 +6,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 from edgerun.errors import OptionError, PackageError
@@ -28,8 +25,8 @@ def methods_within(calibration: dict[str, Any], kl: float, where: str) -> dict[s
     found = calibration.get(NAME)
     if found is None:
         raise OptionError(
-            f"{where}: the package has no calibration of activations; make one with `python -m "
-            "edgerun.sparsity.calibrate`, or choose threshold:keep=0.6"
+            f"{where}: the package has no calibration of activations; make one with `edgerun "
+            "calibrate --policy activations`, or choose threshold:keep=0.6"
         )
     try:
         points = [
@@ -53,18 +50,3 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
         raise ValueError(f"{value!r} is no number from 0 on")
     return float(value)
-
-
-def store(folder: Path, result: dict[str, Any]) -> None:
-    """Writes a result of ``calibrate`` into a package, beside and renamed. Raises PackageError."""
-    path = folder / "edgerun.json"
-    beside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        config = json.loads(path.read_bytes())
-        config["calibration"][NAME] = result
-        beside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise PackageError(f"{path}: cannot be written ({error.strerror or error}); copy the package first") from error
-    finally:
-        beside.unlink(missing_ok=True)

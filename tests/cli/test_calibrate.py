@@ -40,6 +40,20 @@ def test_calibrate_then_run(edgerun: Run, made: Path, text: Path) -> None:
         assert answer.returncode == 0, answer.stderr
 
 
+def test_calibrate_activations(edgerun: Run, made: Path, text: Path) -> None:
+    """Beside what the package has of attention."""
+    before = edgerun("info", made).stdout
+    result = edgerun("calibrate", made, "--text", text, "--budget-kl", 1, "--policy", "activations", "--json")
+    assert result.returncode == 0 and result.stderr == ""
+    report = json.loads(result.stdout)
+    assert report["settings"] == []
+    assert edgerun("info", made).stdout == before
+    for point in report["activations"]:
+        assert 0 <= point["kl"] <= 1
+        answer = edgerun("run", made, "hello", "-n", 2, "--sparsity", f"calibrated:kl={point['kl'] + 1e-6}")
+        assert answer.returncode == 0, answer.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,8 +11,12 @@ import pytest
 
 import edgerun.sparsity.tape as sparse_tape
 from edgerun import Model, OptionError, PackageError
+from edgerun.attention.deltallm import DeltaLLM
+from edgerun.calibration.store import write_activations, write_settings
+from edgerun.package.calibration import Setting, read_settings
+from edgerun.package.config import read_config
+from edgerun.package.reader import CONFIG
 from edgerun.sparsity import calibrate as calibration
-from edgerun.sparsity.calibrated import store
 from edgerun.sparsity.capture import capture, values
 from edgerun.sparsity.projections import projections
 from edgerun_exporters import export
@@ -72,7 +76,7 @@ def test_budgets_are_kept_and_more_budget_skips_more(package: Path, tmp_path: Pa
     skipped = [point["weight_bytes_skipped"] for point in points]
     assert skipped == sorted(skipped)
     assert skipped[-1] > 0.05
-    store(folder, json.loads(json.dumps(result)))
+    write_activations(folder, json.loads(json.dumps(result)))
     with Model(folder, threads=2) as model:
         session = model.session(sparsity="calibrated:kl=0.1")
         session.prefill(TOKENS[:20])
@@ -86,6 +90,22 @@ def test_too_short_a_text_is_refused(package: Path) -> None:
         calibration.calibrate(model, TOKENS[:100])
 
 
-def test_a_package_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match="cannot be written"):
-        store(tmp_path / "nowhere", {"points": []})
+def test_what_the_package_has_of_attention_stays(package: Path, tmp_path: Path) -> None:
+    """And the other way round: neither calibration drops the other's."""
+    folder = tmp_path / "package"
+    shutil.copytree(package, folder)
+    config = read_config(folder / CONFIG)
+    heads = (config.n_layers, config.n_kv_heads)
+    setting = Setting(DeltaLLM(np.ones(heads, np.float32)), None, 64, 0.01, 2.0, 2.0, 0.5, 0.6)
+    write_settings(folder, [setting])
+    points = {"points": [{"kl": 0.01, "weight_bytes_skipped": 0.1, "methods": {}}]}
+    write_activations(folder, points)
+    write_settings(folder, [setting])
+    found = read_config(folder / CONFIG)
+    assert [one.kl for one in read_settings(found)] == [0.01]
+    assert found.calibration["activations"] == points
+
+
+def test_a_package_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="cannot be read"):
+        write_activations(tmp_path / "nowhere", {"points": []})
