@@ -179,6 +179,16 @@ def test_a_saved_session_goes_on(model: Model, policy: str, tmp_path: Path) -> N
     np.testing.assert_array_equal(goes_on(restored), goes_on(session))
 
 
+@every_policy
+def test_with_columns_left_out(model: Model, policy: str) -> None:
+    """Activation sparsity beside it: of inputs that are zero, which changes nothing but roundings."""
+    wanted = goes_on(filled(model, policy))
+    session = model.session(attention=policy, sparsity="zero")
+    session.prefill(TOKENS[:600])
+    goes_on(session)
+    np.testing.assert_allclose(goes_on(session), wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())
+
+
 def test_an_empty_session_can_be_saved(model: Model, tmp_path: Path) -> None:
     for policy in ("full", POLICIES[0]):
         model.session(attention=policy).save(tmp_path / "empty")
