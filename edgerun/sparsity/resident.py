@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgerun.errors import OptionError
@@ -56,7 +57,8 @@ class Sparsity:
                     if method is not None and may_pay(projection, method):
                         chosen.append(Chosen(projection, columns, method))
                 tape = with_columns(dense, chosen, self._n_threads)
-                self._tapes[key] = tape
+                # The dense one is kept as long: another in its place would have its key.
+                tape = self._tapes[key] = replace(tape, arrays=[*tape.arrays, dense.ops])
             return tape
 
     def _opened(self) -> list[Columns]:
