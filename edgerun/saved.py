@@ -61,7 +61,7 @@ def save(session: Session, path: str | os.PathLike[str]) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, place)
