@@ -246,10 +246,6 @@ class Model:
                     self.stops[stop](record)
                 start = stop
 
-    def arena(self, start: int, n_bytes: int) -> NDArray[np.uint8]:
-        """What the last run has left in the arena, a view: for calibration, while nobody else runs."""
-        return self._arena[start : start + n_bytes]
-
     def close(self) -> None:
         """Ends the threads. Idempotent; sessions of a closed model raise EdgerunError."""
         with self._turn:

@@ -164,14 +164,12 @@ def _read(written: dict[str, Any], arrays: dict[str, NDArray[Any]], model: Model
     if written["delta"] is not None:
         full, select = (tuple(written["delta"][key]) for key in ("full", "select"))
         budget, recent = written["delta"]["budget"], written["delta"]["recent"]
-        dense = {*full, *select}
-        first = next((layer for layer in range(config.n_layers) if layer not in dense), config.n_layers)
-        right = all(_is_count(layer, 0) and layer < config.n_layers for layer in dense)
+        right = all(_is_count(layer, 0) and layer < config.n_layers for layer in (*full, *select))
         if not right or not _is_count(recent, 1) or not _is_count(budget, recent):
             raise ValueError("its policy has parameters that make no sense")
-        if first < config.n_layers and (not select or first < min(select)):
-            raise ValueError("its policy has a sparse layer before any that selects")
         delta = Delta(full, select, budget, recent)
+        if delta.unfed(config.n_layers) is not None:
+            raise ValueError("its policy has a sparse layer before any that selects")
     return Attention(str(written["name"]), deltallm, delta)
 
 

@@ -29,6 +29,18 @@ class Delta:
     budget: int
     recent: int = 8
 
+    def unfed(self, n_layers: int) -> int | None:
+        """The lowest sparse layer below which none selects; None where every sparse layer has one."""
+        dense = {*self.full, *self.select}
+        first = next((layer for layer in range(n_layers) if layer not in dense), n_layers)
+        return first if first < min(self.select, default=n_layers) else None
+
+    def share_read(self, n_layers: int, n_tokens: int, exact: float = 1.0) -> float:
+        """Keys that a token behind ``n_tokens`` reads, over all; ``exact``: the share that full and selecting layers
+        read of theirs."""
+        dense = (len(self.full) + len(self.select)) / n_layers
+        return dense * exact + (1 - dense) * min(1.0, self.budget * SPAN / n_tokens)
+
 
 def page_scores(p: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 [ceil(T / SPAN)] of the probabilities p [n_heads, T] of one query."""

@@ -184,14 +184,15 @@ def _delta(values: _Values, config: Config) -> Delta:
     wanted = f"layers from 0 to {n - 1}, as in 2/8/14"
     select = values.take("select", layers, tuple(sorted({int(n * part) for part in PUBLISHED})), wanted, exist)
     full = values.take("full", layers, tuple(range(select[0])), wanted, exist)
-    first = next((layer for layer in range(n) if layer not in (*full, *select)), n)
-    if first < select[0]:
-        raise values.wrong(f"layer {first} would be sparse, but no layer below it selects; add it to full or select")
     budget, recent = _whole(values, "budget", 512, SPAN), _whole(values, "recent", 128, 1)
     pages = -(-budget // SPAN), -(-recent // SPAN)
     if pages[1] > pages[0]:
         raise values.wrong(f"recent is {recent}, more than the budget of {budget}")
-    return Delta(tuple(sorted(set(full) - set(select))), select, *pages)
+    delta = Delta(tuple(sorted(set(full) - set(select))), select, *pages)
+    unfed = delta.unfed(n)
+    if unfed is not None:
+        raise values.wrong(f"layer {unfed} would be sparse, but no layer below it selects; add it to full or select")
+    return delta
 
 
 _MAKERS: Mapping[str, Callable[[_Values, Config], Any]] = {"deltallm": _deltallm, "delta": _delta}

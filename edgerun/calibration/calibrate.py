@@ -44,8 +44,7 @@ def calibrate(
     Raises OptionError for a budget or a text that makes no sense, and what ``edgerun.load`` raises.
     """
     root = Path(folder)
-    if not 0 < budget_kl < 100:
-        raise OptionError(f"the budget is {budget_kl} nats a token; it must be above 0, such as 0.02")
+    check_budget(budget_kl)
     config = read_config(root / CONFIG)
     most = min(config.context_length, context or CONTEXT)
     if context is not None and not LEAST <= context <= config.context_length:
@@ -75,3 +74,9 @@ def calibrate(
     write_settings(root, found)
     journal.close()
     return found
+
+
+def check_budget(budget_kl: float) -> None:
+    """Raises OptionError for a budget, nats a token, that makes no sense."""
+    if not 0 < budget_kl < 100:
+        raise OptionError(f"the budget is {budget_kl} nats a token; it must be above 0, such as 0.02")

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.lowering.lower import ATTENTION
 from edgerun.progress import Progress, silent
-from edgerun_kernels.record import Field, Op, Run
+from edgerun_kernels.record import Field, Run
 from edgerun_kernels.reference import rope, unpack_page
 
 if TYPE_CHECKING:
     from edgerun.model import Model
 
 F32 = NDArray[np.float32]
-KINDS = {Op.ATTENTION_F16: "f16", Op.ATTENTION_Q8: "q8", Op.ATTENTION_F32: "f32"}
 
 
 class Capture:
@@ -34,8 +34,8 @@ class Capture:
         self.n_tokens = len(tokens)
         self._cache = model.cache
         self._session = model.session("none", "full")
-        self._ops = [op for op in self._session.tape.ops if op[Field.CODE] in KINDS]
-        at = [i for i, op in enumerate(self._session.tape.ops) if op[Field.CODE] in KINDS]
+        self._ops = [op for op in self._session.tape.ops if op[Field.CODE] in ATTENTION.values()]
+        at = [i for i, op in enumerate(self._session.tape.ops) if op[Field.CODE] in ATTENTION.values()]
         shape = len(positions), int(self._ops[0][Field.N_HEADS]), int(self._ops[0][Field.HEAD_DIM])
         self._queries = np.empty((len(at), *shape), np.float32)
         model.stops = {index: partial(self._keep, layer) for layer, index in enumerate(at)}

@@ -17,12 +17,6 @@ def budgets(context: int) -> list[int]:
     return sorted(budget for budget in wanted if RECENT < budget < pages)
 
 
-def share_read(delta: Delta, n_layers: int, context: int) -> float:
-    """Keys that a token at the end of a context reads, over all."""
-    exact = (len(delta.full) + len(delta.select)) / n_layers
-    return exact + (1 - exact) * min(1.0, delta.budget * SPAN / context)
-
-
 def candidates(errors: F64, sensitivity: F64, budget_pages: list[int], context: int) -> list[Delta]:
     """Those that nothing cheaper is expected to be better than, cheapest first. errors: of ``pages.page_errors``."""
     n_layers = len(sensitivity)
@@ -31,7 +25,7 @@ def candidates(errors: F64, sensitivity: F64, budget_pages: list[int], context: 
         for cost, full, select in plans(table, sensitivity, max(1, n_layers // 2)):
             if select:
                 delta = Delta(full, select, budget, RECENT)
-                found.append((share_read(delta, n_layers, context), cost, delta))
+                found.append((delta.share_read(n_layers, context), cost, delta))
     best: list[Delta] = []
     least = float("inf")
     for _, cost, delta in sorted(found, key=lambda one: one[:2]):

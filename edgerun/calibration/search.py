@@ -20,7 +20,7 @@ from edgerun.calibration.journal import Journal
 from edgerun.calibration.measure import Cost, Reference
 from edgerun.calibration.output import OutputProjection
 from edgerun.calibration.pages import page_errors
-from edgerun.calibration.plans import RECENT, budgets, candidates, share_read
+from edgerun.calibration.plans import RECENT, budgets, candidates
 from edgerun.calibration.thetas import SINKS, WINDOW, Curves, joined, layer_curves
 from edgerun.package.calibration import Setting, parameters
 from edgerun.progress import Progress
@@ -224,7 +224,7 @@ class Search:
             kl = self._cost(attention, "decoded").kl
             if kl <= budget:
                 high = middle
-                within[middle] = (share_read(plans[middle], self._n_layers, len(self._tokens)), kl, attention)
+                within[middle] = (plans[middle].share_read(self._n_layers, len(self._tokens)), kl, attention)
             else:
                 low = middle + 1
         self._progress(len(plans), len(plans), "plans of DELTA")

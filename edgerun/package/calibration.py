@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.attention.delta import SPAN, Delta
+from edgerun.attention.delta import Delta
 from edgerun.attention.deltallm import DeltaLLM
 from edgerun.errors import PackageError
 from edgerun.package.problem import damaged, shown
@@ -63,8 +63,7 @@ class Setting:
             saved = self.sparsity * self.deltallm.exact_from(n_tokens) / n_tokens
         if self.delta is None:
             return 1 - saved
-        exact = (len(self.delta.full) + len(self.delta.select)) / n_layers
-        return exact * (1 - saved) + (1 - exact) * min(1.0, self.delta.budget * SPAN / n_tokens)
+        return self.delta.share_read(n_layers, n_tokens, 1 - saved)
 
 
 def weights(config: Config) -> str:
@@ -153,14 +152,12 @@ class _Reader:
 
     def _pages(self, found: dict[str, Any]) -> Delta:
         full, select = self._layers(found, "full"), self._layers(found, "select")
-        first = next((layer for layer in range(self._config.n_layers) if layer not in (*full, *select)), None)
-        if set(full) & set(select) or (first is not None and first < min(select, default=self._config.n_layers)):
+        delta = Delta(full, select, self._whole(found, "budget", 1), self._whole(found, "recent", 1))
+        if set(full) & set(select) or delta.unfed(self._config.n_layers) is not None:
             raise self._wrong("select", found["select"], "layers that are not in full, the first below all others")
-        budget = self._whole(found, "budget", 1)
-        recent = self._whole(found, "recent", 1)
-        if recent > budget:
-            raise self._wrong("recent", recent, f"at most the budget of {budget}")
-        return Delta(full, select, budget, recent)
+        if delta.recent > delta.budget:
+            raise self._wrong("recent", delta.recent, f"at most the budget of {delta.budget}")
+        return delta
 
     def _layers(self, found: dict[str, Any], name: str) -> tuple[int, ...]:
         value = found.get(name)

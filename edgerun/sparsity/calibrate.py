@@ -90,7 +90,7 @@ class Calibration:
         self._progress, self._steps = progress, 2 * len(self.projections)
         self._kept = _Text(model, tokens[half : 2 * half])
         self.curves: list[list[Setting]] = []
-        inputs = capture(model, self.columns, tokens[:half], half // 3)
+        inputs = capture(model, tokens[:half], half // 3)
         for i, (projection, x) in enumerate(zip(self.projections, inputs, strict=True)):
             progress(i, self._steps, "error curves")
             self.curves.append(_curve(projection, _matrix(model, projection), x, self.columns[i].worth))
@@ -224,10 +224,10 @@ def calibrate_package(
 
     Gives the points, as ``calibrated`` keeps them. Raises OptionError for a text or a budget that makes no sense.
     """
+    from edgerun.calibration.calibrate import check_budget
     from edgerun.model import Model
 
-    if not 0 < budget_kl < 100:
-        raise OptionError(f"the budget is {budget_kl} nats a token; it must be above 0, such as 0.02")
+    check_budget(budget_kl)
     with Model(folder, threads=threads) as model:
         tokens = model.tokenizer.encode(text, parse_special=False)[:TOKENS]
         result = calibrate(model, tokens, [budget_kl * part for part in PARTS], progress=progress)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.sparsity.columns import Columns
-from edgerun.sparsity.method import Room
 from edgerun.sparsity.projections import projections
-from edgerun.sparsity.threshold import Threshold
 from edgerun_kernels.record import (
     GROUP,
     SECOND_TERM,
     TILE_HEADER,
+    Field,
+    Run,
     activation_bytes,
     first_stride,
-    list_scratch_bytes,
     second_start,
     second_stride,
 )
@@ -28,41 +27,30 @@ if TYPE_CHECKING:
     from edgerun.model import Model
 
 
-def capture(model: Model, columns: Sequence[Columns], tokens: Sequence[int], first: int) -> list[NDArray[np.float32]]:
+def capture(model: Model, tokens: Sequence[int], first: int) -> list[NDArray[np.float32]]:
     """The inputs of each projection of the model's tape, [tokens from ``first`` on, k], and ``first`` is prefilled.
 
     Nobody else may run the model meanwhile.
     """
-    tape = model.tape
-    found = projections(tape)
-    behind: dict[int, NDArray[np.int64]] = {}
-    places: list[tuple[int, int, int]] = []
-    end = -(-tape.arena_bytes // 64) * 64
-    for i, (projection, theirs) in enumerate(zip(found, columns, strict=True)):
-        if projection.quantize in behind:  # the same input as the one before
-            places.append(places[i - 1])
-            continue
-        private = -(-list_scratch_bytes(projection.k) // 64) * 64
-        row_bytes = activation_bytes(projection.k, 1)
-        room = Room(end, private, end + private * model.threads, row_bytes, 0)
-        # All inputs are at least as large as nothing: a copy where nothing else is written.
-        (copy,) = Threshold(at=0).records(tape.ops[projection.quantize], projection, theirs, room)
-        behind[projection.quantize] = copy
-        places.append((room.row, row_bytes, projection.k))
-        end = room.row + row_bytes * model.threads
-    records, names = [], []
-    for i, op in enumerate(tape.ops):
-        added = [behind[i]] if i in behind else []
-        records += [op, *added]
-        names += [tape.names[i]] * (1 + len(added))
+    found = projections(model.tape)
+    inputs = [np.empty((len(tokens) - first, projection.k), np.float32) for projection in found]
     session = model.session("none", sparsity="none")
-    session.tape = replace(tape, ops=np.ascontiguousarray(np.stack(records)), names=tuple(names), arena_bytes=end)
     session.prefill(tokens[:first])
-    inputs = [np.empty((len(tokens) - first, k), np.float32) for _, _, k in places]
-    for t, token in enumerate(tokens[first:]):
-        session.decode(token)
-        for into, (start, n_bytes, k) in zip(inputs, places, strict=True):
-            into[t] = values(model.arena(start, n_bytes), k)
+
+    def keep(quantize: int, run: NDArray[np.int64]) -> None:
+        """Behind that op: its row lies in the arena, of every projection that it is the input of."""
+        address = int(run[Run.ARENA] + model.tape.ops[quantize, Field.Y])
+        for projection, into in zip(found, inputs, strict=True):
+            if projection.quantize == quantize:
+                row = (ctypes.c_uint8 * activation_bytes(projection.k, 1)).from_address(address)
+                into[run[Run.POSITION] - first] = values(np.ctypeslib.as_array(row), projection.k)
+
+    model.stops = {quantize + 1: partial(keep, quantize) for quantize in {one.quantize for one in found}}
+    try:
+        for token in tokens[first:]:
+            session.decode(token)
+    finally:
+        model.stops = {}
     return inputs
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgerun.attention.delta import SPAN, Delta, choose_pages, page_scores
 from edgerun.calibration.pages import page_errors, plans
-from edgerun.calibration.plans import RECENT, budgets, candidates, share_read
+from edgerun.calibration.plans import RECENT, budgets, candidates
 from tests.calibration.test_curves import Weights
 
 N_LAYERS, N_KV, GROUP, DIM = 3, 2, 2, 4
@@ -107,7 +107,7 @@ def test_candidates_rise_in_cost_and_fall_in_error() -> None:
     sizes = budgets(2048)
     errors = np.sort(rng.uniform(0, 1, (len(sizes), 8, 8)), axis=0)[::-1]
     found = candidates(errors, np.ones(8), sizes, 2048)
-    shares = [share_read(delta, 8, 2048) for delta in found]
+    shares = [delta.share_read(8, 2048) for delta in found]
     costs = [cost_of(errors[sizes.index(delta.budget)], np.ones(8), delta) for delta in found]
     assert shares == sorted(shares) and costs == sorted(costs, reverse=True) and len(found) > 3
     assert all(delta.budget > RECENT for delta in found)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgerun.attention.delta import choose_pages, page_scores
+from edgerun.attention.delta import Delta, choose_pages, page_scores
 from edgerun.attention.deltallm import STEP, DeltaLLM, delta_keys, references
 from edgerun.attention.runs import Heads
 from edgerun.attention.spec import Attention
@@ -32,7 +33,6 @@ class Layer:
         self.memory, self.dim, self.n_kv_heads = memory, dim, n_kv_heads
         heads = Heads(1, n_kv_heads * group, n_kv_heads, dim, cache, -(-(positions + 1) // PAGE) * PAGE)
         self.state = AttentionState(heads, policy)
-        self.state.records[:] = np.where(self.state.records == 0, 0, self.state.records)
         self.pages = [memory.hold(page) for page in pages(cache, keys, values, positions + 1)]
         self.table = memory.hold(np.array([page.ctypes.data for page in self.pages], np.int64))
 
@@ -212,18 +212,12 @@ def test_elements(isa: str, cache: str, theta: float) -> None:
         expected, sent = delta_keys(keys[:, :exact], policy.theta[0], spread[0], 4)
         assert (runs.counts == exact).all()
         assert abs(int(runs.elements.sum()) - int(sent.sum())) <= (0 if cache != "q8" else sent.size // 20)
-        block = np.frombuffer(bytes_at(int(runs.blocks[0, 1, 3]), runs.entry_bytes), np.uint8)
+        block = np.frombuffer(ctypes.string_at(int(runs.blocks[0, 1, 3]), runs.entry_bytes), np.uint8)
         page = np.zeros((1, kv_head_bytes(cache, 20)), np.uint8)
         size = page.size // (PAGE // 16)
         page[0, :size] = block[:size]
         got = reference.unpack_page(cache, page, 20)[0][0, :16]
         within(got, expected[1, 48:64], 0.0 if cache != "q8" else 0.05 * np.abs(keys).max())
-
-
-def bytes_at(address: int, n: int) -> bytes:
-    import ctypes
-
-    return ctypes.string_at(address, n)
 
 
 @every_isa
@@ -240,8 +234,6 @@ def test_pages(
     isa: str, cache: str, position: int, heads: tuple[int, int], budget: int, recent: int, seed: int
 ) -> None:
     """The pages that numpy chooses from the same probabilities, and attention over them."""
-    from edgerun.attention.delta import Delta
-
     dim = 32
     row = Row.make(position, *heads, dim, 0.0, seed)
     policy = Attention("", None, Delta((), (0,), max(budget, recent), recent))

@@ -56,10 +56,10 @@ def test_values_of_a_quantised_row(threshold: float) -> None:
 def test_inputs_are_those_of_the_layers(package: Path) -> None:
     """The first projection's are the normalised embeddings; none are disturbed by looking at them."""
     with Model(package, threads=2) as model:
-        found = capture(model, model.sparsities.columns(), TOKENS[:40], 10)
+        found = capture(model, TOKENS[:40], 10)
         assert [x.shape for x in found] == [(30, p.k) for p in projections(model.tape)]
         assert all(np.isfinite(x).all() and x.any() for x in found)
-        again = capture(model, model.sparsities.columns(), TOKENS[:40], 10)
+        again = capture(model, TOKENS[:40], 10)
         for x, y in zip(found, again, strict=True):
             np.testing.assert_array_equal(x, y)
 
