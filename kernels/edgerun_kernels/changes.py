@@ -12,9 +12,10 @@ import numpy as np
 from .columns import scratch_address
 from .kernel import inner, op_kernel
 from .linear import input_address, n_rows
+from .mask import STRIDE_1, STRIDE_2, SUM, group_values, store_terms
 from .math import ZERO, share
-from .norm import SECOND, private_output, store_offsets
-from .record import GROUP, STATE_HEADER, TILE_HEADER, Field, Run, first_stride, second_stride
+from .norm import private_output
+from .record import GROUP, STATE_HEADER, TILE_HEADER, Field, Run
 from .simd.ops import (
     field,
     field_f64,
@@ -34,7 +35,6 @@ from .simd.ops import (
     store_f32x16,
     store_i32x16,
     store_i64,
-    store_low_bytes,
     sum_f32,
     sum_i32,
     to_float,
@@ -54,8 +54,6 @@ FARTHEST, MOST = np.float32(1 << 21), np.float32(127 * 128)
 """Steps of a value, and of a change, at most: what is left of it is sent later."""
 ONE, TWO = np.float32(1), np.float32(2)
 SMALLEST, LARGEST = np.float32(1e-25), np.float32(1e25)
-STRIDE_1, STRIDE_2 = first_stride(1), second_stride(1)
-SCALE, OFFSET, SUM = GROUP, GROUP + 4, GROUP + 12
 HIGH = 128
 """What a second term counts here."""
 
@@ -74,17 +72,13 @@ def state_sums(op):
 def values(x, n_groups, worth, to):
     """Writes the row's values, float32; gives their root mean square, and that of what they are worth."""
     left, second = load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
-    total, worthy, part = splat(ZERO), splat(ZERO), splat(ONE / SECOND)
+    total, worthy = splat(ZERO), splat(ZERO)
     for g in range(n_groups):
-        terms = x + TILE_HEADER + STRIDE_1 * g
-        u, v = to_float(load_i8x16(terms)), to_float(load_i8x16(terms + 16))
-        if left > 0 and load_i64(second) == g:
-            u = fma(to_float(load_i8x16(second + 8)), part, u)
-            v = fma(to_float(load_i8x16(second + 24)), part, v)
+        has_second = left > 0 and load_i64(second) == g
+        u, v = group_values(x + TILE_HEADER + STRIDE_1 * g, second if has_second else 0)
+        if has_second:
             second += STRIDE_2
             left -= 1
-        scale = splat(load_f32(terms + SCALE))
-        u, v = u * scale, v * scale
         store_f32x16(to + 4 * GROUP * g, u)
         store_f32x16(to + 4 * GROUP * g + 64, v)
         total = fma(v, v, fma(u, u, total))
@@ -120,17 +114,6 @@ def high_part(steps):
     """Nearest 128ths of integers of up to MOST; what is left is in -64 .. 63."""
     up = splat_i32(np.int32(1 << 20))
     return shift_right(steps + splat_i32(np.int32(64)) + up, 7) - splat_i32(np.int32((1 << 20) // HIGH))
-
-
-@inner
-def store_terms(y, p, q, scale):
-    """A group's terms and what goes with them; their sum."""
-    store_low_bytes(y, p)
-    store_low_bytes(y + 16, q)
-    low, high = sum_i32(p), sum_i32(q)
-    store_f32(y + SCALE, scale)
-    store_offsets(y + OFFSET, 1, low, high)
-    return low + high
 
 
 @op_kernel

@@ -46,22 +46,41 @@ ONE = np.int32(1)
 
 
 @inner
+def group_values(terms, second):
+    """Of a group of a quantised row, whose second terms lie at ``second`` (0: it has none): 16 values and 16."""
+    u, v = to_float(load_i8x16(terms)), to_float(load_i8x16(terms + 16))
+    if second != 0:
+        part = splat(np.float32(1) / SECOND)
+        u = fma(to_float(load_i8x16(second + 8)), part, u)
+        v = fma(to_float(load_i8x16(second + 24)), part, v)
+    scale = splat(load_f32(terms + SCALE))
+    return u * scale, v * scale
+
+
+@inner
+def store_terms(y, p, q, scale):
+    """A group's terms and what goes with them; their sum."""
+    store_low_bytes(y, p)
+    store_low_bytes(y + 16, q)
+    low, high = sum_i32(p), sum_i32(q)
+    store_f32(y + SCALE, scale)
+    store_offsets(y + OFFSET, 1, low, high)
+    return low + high
+
+
+@inner
 def sizes(x, n_groups, worth, to):
     """Writes the inputs' sizes, float32; gives their largest and their root mean square."""
     left, second = load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
     largest, total = splat(ZERO), splat(ZERO)
-    part = splat(np.float32(1) / SECOND)
     for g in range(n_groups):
-        terms = x + TILE_HEADER + STRIDE_1 * g
-        u, v = to_float(load_i8x16(terms)), to_float(load_i8x16(terms + 16))
-        if left > 0 and load_i64(second) == g:
-            u = fma(to_float(load_i8x16(second + 8)), part, u)
-            v = fma(to_float(load_i8x16(second + 24)), part, v)
+        has_second = left > 0 and load_i64(second) == g
+        u, v = group_values(x + TILE_HEADER + STRIDE_1 * g, second if has_second else 0)
+        if has_second:
             second += STRIDE_2
             left -= 1
-        scale = splat(load_f32(terms + SCALE))
-        u = vabs(u * scale * load_f32x16(worth + 4 * GROUP * g))
-        v = vabs(v * scale * load_f32x16(worth + 4 * GROUP * g + 64))
+        u = vabs(u * load_f32x16(worth + 4 * GROUP * g))
+        v = vabs(v * load_f32x16(worth + 4 * GROUP * g + 64))
         store_f32x16(to + 4 * GROUP * g, u)
         store_f32x16(to + 4 * GROUP * g + 64, v)
         largest = vmax(vmax(u, v), largest)
@@ -91,15 +110,10 @@ def limit_for(share, largest, n_groups, k, size):
 
 @inner
 def keep_group(terms, y, size, limit):
-    """The terms of a group whose size is at least the limit, else 0, and what goes with them; both halves' sums."""
+    """The terms of a group whose size is at least the limit, else 0, and what goes with them; their sum."""
     p = kept(load_i8x16(terms), load_f32x16(size), limit)
     q = kept(load_i8x16(terms + 16), load_f32x16(size + 64), limit)
-    store_low_bytes(y, p)
-    store_low_bytes(y + 16, q)
-    low, high = sum_i32(p), sum_i32(q)
-    store_f32(y + SCALE, load_f32(terms + SCALE))
-    store_offsets(y + OFFSET, 1, low, high)
-    return low, high
+    return store_terms(y, p, q, load_f32(terms + SCALE))
 
 
 @op_kernel
@@ -123,12 +137,10 @@ def keep_large(op, run, tid, n_threads):
     moved, left, second = y - x, load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
     for g in range(n_groups):
         terms = x + TILE_HEADER + STRIDE_1 * g
-        low, high = keep_group(terms, terms + moved, size + 4 * GROUP * g, limit)
-        value = np.float32(low + high)
+        value = np.float32(keep_group(terms, terms + moved, size + 4 * GROUP * g, limit))
         if left > 0 and load_i64(second) == g:
             store_i64(second + moved, g)
-            low, high = keep_group(second + 8, second + moved + 8, size + 4 * GROUP * g, limit)
-            value += np.float32(low + high) / SECOND
+            value += np.float32(keep_group(second + 8, second + moved + 8, size + 4 * GROUP * g, limit)) / SECOND
             second += STRIDE_2
             left -= 1
         store_f32(terms + moved + SUM, load_f32(terms + SCALE) * value)
