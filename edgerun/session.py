@@ -247,7 +247,7 @@ class Session:
                 self._page_table[len(self.pages)] = page.ctypes.data
                 self.pages.append(page)
             if self.state is not None:
-                self.state.before(len(self._tokens))
+                self.state.before(len(self._tokens), len(ids))
             if len(ids) > 1:
                 self._running = None  # several tokens change more than is worth sending
             elif self._running is None and self.tape.state_bytes:
@@ -261,7 +261,7 @@ class Session:
         except BaseException:  # ctrl-C: what the policies have begun is taken back
             self._running = None
             if self.state is not None:
-                self.state.cancel()
+                self.state.cancel(len(self._tokens))
             raise
         if self.state is not None:
             self.state.after(len(self._tokens), len(ids))

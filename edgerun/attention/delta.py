@@ -22,12 +22,14 @@ SPAN = BLOCK
 @dataclass(frozen=True)
 class Delta:
     """full, select: layers, ascending; the others are sparse.  budget: pages that a sparse layer attends to.  recent:
-    the last pages, always among them."""
+    the last pages, always among them.  refresh: tokens after which a selecting layer chooses anew (``selection.py``);
+    the paper's is 1."""
 
     full: tuple[int, ...]
     select: tuple[int, ...]
     budget: int
     recent: int = 8
+    refresh: int = 1
 
     def unfed(self, n_layers: int) -> int | None:
         """The lowest sparse layer below which none selects; None where every sparse layer has one."""
@@ -38,7 +40,7 @@ class Delta:
     def share_read(self, n_layers: int, n_tokens: int, exact: float = 1.0) -> float:
         """Keys that a token behind ``n_tokens`` reads, over all; ``exact``: the share that full and selecting layers
         read of theirs."""
-        dense = (len(self.full) + len(self.select)) / n_layers
+        dense = (len(self.full) + len(self.select) / self.refresh) / n_layers
         return dense * exact + (1 - dense) * min(1.0, self.budget * SPAN / n_tokens)
 
 

@@ -188,7 +188,8 @@ def _delta(values: _Values, config: Config) -> Delta:
     pages = -(-budget // SPAN), -(-recent // SPAN)
     if pages[1] > pages[0]:
         raise values.wrong(f"recent is {recent}, more than the budget of {budget}")
-    delta = Delta(tuple(sorted(set(full) - set(select))), select, *pages)
+    refresh = _whole(values, "refresh", 1, 1)
+    delta = Delta(tuple(sorted(set(full) - set(select))), select, *pages, refresh)
     unfed = delta.unfed(n)
     if unfed is not None:
         raise values.wrong(f"layer {unfed} would be sparse, but no layer below it selects; add it to full or select")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.attention.delta import Delta
 from edgerun.attention.deltallm import STEP
 from edgerun.attention.runs import Heads, Runs
+from edgerun.attention.selection import Selection
 from edgerun.attention.spec import Attention
 from edgerun_kernels.record import BLOCK, CHUNK, LayerState
 from edgerun_kernels.team import aligned
@@ -46,24 +49,23 @@ class AttentionState:
         self.heads, self.attention = heads, attention
         n = heads.n_layers
         delta = attention.delta
-        chooses = np.zeros(n, bool)
         self._sparse = np.zeros(n, bool)
         if delta is not None:
             self._sparse = ~np.isin(np.arange(n), (*delta.full, *delta.select))
-            chooses[list(delta.select)] = True
         raw = aligned(8 * n * LayerState.COUNT).view(np.int64)
         self.records = raw.reshape(n, LayerState.COUNT)
         """int64 [n_layers, LayerState.COUNT], for Run.ATTENTION."""
         self.runs: Runs | None = None
+        self.selection: Selection | None = None
         self._keep: list[NDArray[Any]] = []
         self._read = self._exact = 0
         if attention.deltallm is not None:
             self.runs = Runs(heads, attention.deltallm, ~self._sparse)
             self.runs.fill(self.records)
         if delta is not None:
-            self._fill(delta.budget, delta.recent)
+            self._fill(delta)
 
-    def _fill(self, budget: int, recent: int) -> None:
+    def _fill(self, delta: Delta) -> None:
         stride = -(-self.heads.context // CHUNK) * CHUNK + CHUNK
         r, h = self.records, self.heads
         for key, shape in (
@@ -76,16 +78,20 @@ class AttentionState:
             array = np.zeros(shape, np.float32)
             self._keep.append(array)
             r[:, key] = array.ctypes.data
-        chosen = np.zeros(stride // BLOCK + 1, np.int64)
-        self._keep.append(chosen)
-        r[:, LayerState.CHOSEN] = chosen.ctypes.data
+        self.selection = Selection(delta, h.context)
+        self._select = np.array(delta.select, np.int64)
+        self._feeds = np.searchsorted(self._select, np.arange(h.n_layers), side="right") - 1
+        """Whose pages each layer attends to, of those that select; -1 below all of them."""
+        for layer in np.flatnonzero(self._feeds >= 0):
+            r[layer, LayerState.CHOSEN] = self.selection.lists[self._feeds[layer]].ctypes.data
         r[:, LayerState.WEIGHTS_STRIDE] = stride
-        r[:, LayerState.BUDGET], r[:, LayerState.RECENT] = budget, recent
+        r[:, LayerState.BUDGET], r[:, LayerState.RECENT] = delta.budget, delta.recent
 
     @property
     def bytes(self) -> int:
         """What the policies hold in memory beside the cache's pages."""
-        return sum(a.nbytes for a in (self.records, *self._keep)) + (self.runs.bytes if self.runs else 0)
+        parts = [part.bytes for part in (self.runs, self.selection) if part is not None]
+        return sum(a.nbytes for a in (self.records, *self._keep)) + sum(parts)
 
     @property
     def attended(self) -> Attended:
@@ -112,8 +118,11 @@ class AttentionState:
         """The cache's positions below it are read by nobody any more."""
         return self.runs.oldest if self.runs is not None and not self._sparse.any() else 0
 
-    def before(self, position: int) -> None:
-        """Before a run. Raises MemoryError."""
+    def before(self, position: int, n_rows: int) -> None:
+        """Before a run of ``n_rows`` tokens. Raises MemoryError."""
+        if self.selection is not None:
+            self.selection.before(position, n_rows)
+            self.records[self._select, LayerState.HELD] = self.selection.held
         if self.runs is not None:
             self.runs.before(position, self.records)
 
@@ -121,35 +130,56 @@ class AttentionState:
         """After that run of ``n_rows`` tokens."""
         h = self.heads
         before = n_rows * position + n_rows * (n_rows + 1) // 2  # keys that each of the rows sees, itself included
-        n_sparse = int(self._sparse.sum())
-        self._exact += before * h.n_layers * h.n_kv_heads
-        dense = h.n_layers - n_sparse
-        if self.runs is None:
-            self._read += before * dense * h.n_kv_heads
-        else:
+        seen = np.full(h.n_layers, before, np.int64)  # by each layer's heads
+        if self.runs is not None:
             self.runs.after(self.records)
-            self._read += n_rows * int(self.runs.counts.sum())
-            self._read += (before - n_rows * self.runs.exact) * dense * h.n_kv_heads
-        if n_sparse:
-            seen = before
-            if n_rows == 1 and self.attention.delta is not None:
-                pages = min(position // BLOCK + 1, self.attention.delta.budget)
-                seen = (pages - 1) * BLOCK + position % BLOCK + 1
-            self._read += seen * n_sparse * h.n_kv_heads
+            seen -= n_rows * self.runs.exact * self.runs.layers
+        compact = 0 if self.runs is None else n_rows * self.runs.counts.sum(axis=1)
+        if self.selection is not None:
+            self.selection.after(position, n_rows)
+            if n_rows == 1:
+                paged = self._sparse.copy()
+                paged[self._select] = self.selection.held
+                pages = self.selection.lists[self._feeds, 0]
+                seen = np.where(paged, (pages - 1) * BLOCK + position % BLOCK + 1, seen)
+                compact = np.where(paged, 0, compact)
+        self._exact += before * h.n_layers * h.n_kv_heads
+        self._read += int((seen * h.n_kv_heads + compact).sum())
 
-    def cancel(self) -> None:
-        """Instead of ``after``, where the run was interrupted."""
+    def cancel(self, position: int) -> None:
+        """Instead of ``after``, where the run that began at ``position`` was interrupted."""
         if self.runs is not None:
             self.runs.cancel()
+        if self.selection is not None:
+            self.selection.rewind(position)
 
     def rewind(self, n_tokens: int) -> bool:
         """Goes back to ``n_tokens`` positions; False if that cannot be done without computing them again."""
-        return self.runs is None or self.runs.rewind(n_tokens)
+        if self.runs is not None and not self.runs.rewind(n_tokens):
+            return False
+        if self.selection is not None:
+            self.selection.rewind(n_tokens)
+        return True
 
     def fork(self, position: int) -> AttentionState:
         """A copy for a session with a copy of the cache."""
         other = AttentionState(self.heads, self.attention)
         other._read, other._exact = self._read, self._exact
-        if self.runs is not None and other.runs is not None:
-            other.runs.load(self.runs.arrays(), position)
+        other.load(self.arrays(), position)
         return other
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """A copy of it all, for ``load``: arrays by name."""
+        found: dict[str, NDArray[Any]] = {}
+        for name, part in (("runs", self.runs), ("selection", self.selection)):
+            if part is not None:
+                found |= {f"{name}.{key}": array for key, array in part.arrays().items()}
+        return found
+
+    def load(self, arrays: Mapping[str, NDArray[Any]], position: int) -> None:
+        """Takes what ``arrays`` gave, for a cache of ``position`` positions. Raises ValueError, KeyError for anything
+        else."""
+        for name, part in (("runs", self.runs), ("selection", self.selection)):
+            if part is not None:
+                prefix = f"{name}."
+                part.load({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}, position)

@@ -6,6 +6,8 @@ from edgerun.attention.delta import SPAN, Delta
 from edgerun.calibration.pages import F64, plans
 
 RECENT = 8
+REFRESHES = (1, 2, 4, 8)
+"""Tokens for which selecting layers keep their choice that are tried."""
 SHARES = (0.02, 0.03, 0.045, 0.06, 0.075, 0.09, 0.12, 0.18, 0.25, 0.5)
 """Budgets that are tried, in parts of the context."""
 
@@ -17,14 +19,14 @@ def budgets(context: int) -> list[int]:
     return sorted(budget for budget in wanted if RECENT < budget < pages)
 
 
-def candidates(errors: F64, sensitivity: F64, budget_pages: list[int], context: int) -> list[Delta]:
+def candidates(errors: F64, sensitivity: F64, budget_pages: list[int], context: int, refresh: int = 1) -> list[Delta]:
     """Those that nothing cheaper is expected to be better than, cheapest first. errors: of ``pages.page_errors``."""
     n_layers = len(sensitivity)
     found: list[tuple[float, float, Delta]] = []
     for table, budget in zip(errors, budget_pages, strict=True):
         for cost, full, select in plans(table, sensitivity, max(1, n_layers // 2)):
             if select:
-                delta = Delta(full, select, budget, RECENT)
+                delta = Delta(full, select, budget, RECENT, refresh)
                 found.append((delta.share_read(n_layers, context), cost, delta))
     best: list[Delta] = []
     least = float("inf")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from edgerun.calibration.journal import Journal
 from edgerun.calibration.measure import Cost, Reference
 from edgerun.calibration.output import OutputProjection
 from edgerun.calibration.pages import page_errors
-from edgerun.calibration.plans import RECENT, budgets, candidates
+from edgerun.calibration.plans import RECENT, REFRESHES, budgets, candidates
 from edgerun.calibration.thetas import SINKS, WINDOW, Curves, joined, layer_curves
 from edgerun.package.calibration import Setting, parameters
 from edgerun.progress import Progress
@@ -207,8 +208,9 @@ class Search:
             )
         )
         best: tuple[float, float, Attention] | None = None
-        for weights in (np.ones(self._n_layers), self._sensitivity):  # neither predicts better for every model
-            found = self._cheapest(candidates(errors, weights, pages, n), budget)
+        weights = np.ones(self._n_layers), self._sensitivity  # neither predicts better for every model
+        for refresh, weight in product(REFRESHES, weights):
+            found = self._cheapest(candidates(errors, weight, pages, n, refresh), budget)
             if found is not None and (best is None or found[:2] < best[:2]):
                 best = found
         return [] if best is None else [best[2]]

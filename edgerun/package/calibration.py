@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgerun.attention.delta import Delta
 from edgerun.attention.deltallm import DeltaLLM
-from edgerun.errors import PackageError
+from edgerun.errors import EdgerunError, PackageError
 from edgerun.package.problem import damaged, shown
 
 if TYPE_CHECKING:
@@ -82,7 +84,8 @@ def read_settings(config: Config, path: Path = Path("edgerun.json")) -> tuple[Se
     settings = found.get("settings")
     if not isinstance(settings, list) or len(settings) > _MOST_SETTINGS:
         raise _wrong(path, f"field calibration.settings is {shown(settings)}, expected a list")
-    return tuple(_Reader(path, config, f"calibration.settings.{i}").setting(entry) for i, entry in enumerate(settings))
+    wrong = partial(_wrong, path)
+    return tuple(_Reader(config, f"calibration.settings.{i}", wrong).setting(entry) for i, entry in enumerate(settings))
 
 
 def as_json(setting: Setting) -> dict[str, Any]:
@@ -99,6 +102,13 @@ def parameters(deltallm: DeltaLLM | None, delta: Delta | None) -> dict[str, Any]
             values = {field.name: getattr(policy, field.name) for field in fields(policy)}
             found[name] = {key: _plain(value) for key, value in values.items() if value is not None}
     return found
+
+
+def read_parameters(
+    found: Any, config: Config, where: str, wrong: Callable[[str], EdgerunError]
+) -> tuple[DeltaLLM | None, Delta | None]:
+    """The policies that ``parameters`` wrote into the field ``where``. Raises what ``wrong`` makes of what is wrong."""
+    return _Reader(config, where, wrong).policies(found)
 
 
 _MEASURED = {
@@ -125,21 +135,26 @@ def _wrong(path: Path, what: str) -> PackageError:
 class _Reader:
     """Reads one setting; every number is checked."""
 
-    def __init__(self, path: Path, config: Config, where: str) -> None:
-        self._path, self._config, self._where = path, config, where
+    def __init__(self, config: Config, where: str, wrong: Callable[[str], EdgerunError]) -> None:
+        self._config, self._where, self._error = config, where, wrong
 
     def setting(self, entry: Any) -> Setting:
         parameters = self._object(entry, "parameters")
-        unknown = sorted(set(parameters) - {"deltallm", "delta"})
-        if unknown or not parameters:
+        if not parameters:
             raise self._wrong("parameters", parameters, "deltallm, delta or both")
-        keys = self._keys(self._object(parameters, "deltallm")) if "deltallm" in parameters else None
-        pages = self._pages(self._object(parameters, "delta")) if "delta" in parameters else None
+        keys, pages = self.policies(parameters)
         measured = {name: self._number(entry, name, most) for name, most in _MEASURED.items()}
         setting = Setting(keys, pages, self._whole(entry, "context", 1), **measured)
         if entry.get("policy") != setting.policy:
             raise self._wrong("policy", entry.get("policy"), setting.policy)
         return setting
+
+    def policies(self, parameters: Any) -> tuple[DeltaLLM | None, Delta | None]:
+        if not isinstance(parameters, dict) or set(parameters) - {"deltallm", "delta"}:
+            raise self._wrong("parameters", parameters, "deltallm, delta or both")
+        keys = self._keys(self._object(parameters, "deltallm")) if "deltallm" in parameters else None
+        pages = self._pages(self._object(parameters, "delta")) if "delta" in parameters else None
+        return keys, pages
 
     def _keys(self, found: dict[str, Any]) -> DeltaLLM:
         c = self._config
@@ -152,7 +167,8 @@ class _Reader:
 
     def _pages(self, found: dict[str, Any]) -> Delta:
         full, select = self._layers(found, "full"), self._layers(found, "select")
-        delta = Delta(full, select, self._whole(found, "budget", 1), self._whole(found, "recent", 1))
+        refresh = self._whole({"refresh": 1, **found}, "refresh", 1)
+        delta = Delta(full, select, self._whole(found, "budget", 1), self._whole(found, "recent", 1), refresh)
         if set(full) & set(select) or delta.unfed(self._config.n_layers) is not None:
             raise self._wrong("select", found["select"], "layers that are not in full, the first below all others")
         if delta.recent > delta.budget:
@@ -195,5 +211,5 @@ class _Reader:
             raise self._wrong(name, value, f"a whole number of at least {least}")
         return value
 
-    def _wrong(self, name: str, value: object, wanted: str) -> PackageError:
-        return _wrong(self._path, f"field {self._where}.{name} is {shown(value)}, expected {wanted}")
+    def _wrong(self, name: str, value: object, wanted: str) -> EdgerunError:
+        return self._error(f"field {self._where}.{name} is {shown(value)}, expected {wanted}")

@@ -10,7 +10,16 @@ places in the list only, so that results do not depend on the number of threads.
 import numpy as np
 
 from .attention_cache import NEXT, Cache, float_cache, q8_cache
-from .attention_entries import block_address, entries_of, first_exact, layer_state, locate, runs_end, runs_padded
+from .attention_entries import (
+    block_address,
+    entries_of,
+    exports,
+    first_exact,
+    layer_state,
+    locate,
+    runs_end,
+    runs_padded,
+)
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
 from .math import ONE, ZERO, exp, share
@@ -190,7 +199,7 @@ def _tile(cache: Cache, rows: int):
             if start < runs_to:
                 add_logarithms(op, blocks, count, p)
             softmax_step(p, whole, start, limit, ends, padded, state, out)
-            if head >= 0 and field(op, Field.EXPORT) != 0:
+            if head >= 0 and exports(op, run):
                 export(op, run, head, start, whole, p, state)
             accumulate(op, blocks, count, p, out)
 
@@ -378,7 +387,7 @@ def gather_attention(op, run, tid, n_threads):
                 lanes = fma(load_f32x16(partial + 64 + 4 * i), weight, load_f32x16(scratch + 4 * i))
                 store_f32x16(scratch + 4 * i, lanes)
         store_scaled(scratch, 64, ONE / total, dim, y + 4 * head * dim)
-        if field(op, Field.EXPORT) != 0:  # by every thread, the same
+        if exports(op, run):  # by every thread, the same
             norms = field(layer_state(op, run), LayerState.NORMS) + 8 * head
             store_f32(norms, largest)
             store_f32(norms + 4, ONE / total)

@@ -1,7 +1,8 @@
 """What attention reads of a head: its *entries*, 16 a block, in steps of CHUNK; a policy may have left out some.
 
-Mode.ALL: every position. Mode.PAGES (one row): the blocks that were chosen. Mode.RUNS: runs of positions, then, from
-the next step on, every position from EXACT_TO on; places between the last run and that step are empty.
+Mode.ALL: every position. Mode.PAGES (one row): the blocks that were chosen; a layer that chose them, too, reads no more
+while its choice stands. Mode.RUNS: runs of positions, then, from the next step on, every position from EXACT_TO on;
+places between the last run and that step are empty.
 """
 
 from .kernel import inner
@@ -28,14 +29,27 @@ def block_address(op, run, kv_head, block):
 
 
 @inner
+def exports(op, run):
+    """Whether a layer selects, and does so now; where one row runs."""
+    return field(op, Field.EXPORT) != 0 and field(layer_state(op, run), LayerState.HELD) == 0
+
+
+@inner
 def reads_pages(op, run):
-    return field(op, Field.MODE) == PAGES and field(run, Run.N_ROWS) == 1
+    if field(run, Run.N_ROWS) != 1:
+        return False
+    return field(op, Field.MODE) == PAGES or (field(op, Field.EXPORT) != 0 and not exports(op, run))
+
+
+@inner
+def reads_runs(op, run):
+    return field(op, Field.MODE) == RUNS and not reads_pages(op, run)
 
 
 @inner
 def runs_end(op, run, kv_head):
     """How many runs a head has."""
-    if field(op, Field.MODE) != RUNS:
+    if not reads_runs(op, run):
         return 0
     return load_i64(field(layer_state(op, run), LayerState.COUNTS) + 8 * kv_head)
 
@@ -49,7 +63,7 @@ def runs_padded(op, run, kv_head):
 @inner
 def first_exact(op, run):
     """The position of that entry."""
-    return field(layer_state(op, run), LayerState.EXACT_TO) if field(op, Field.MODE) == RUNS else 0
+    return field(layer_state(op, run), LayerState.EXACT_TO) if reads_runs(op, run) else 0
 
 
 @inner

@@ -7,7 +7,7 @@ probabilities, 16 positions (a page, a block of the cache) a vector.
 
 import numpy as np
 
-from .attention_entries import layer_state, runs_end, runs_padded
+from .attention_entries import exports, layer_state, runs_end, runs_padded
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
 from .math import ZERO, exp, share
@@ -131,7 +131,7 @@ def choose(scores, n, budget, recent, chosen):
 @op_kernel
 def select_pages(op, run, tid, n_threads):
     """Where one row runs: the pages that sparse layers attend to until the next such op."""
-    if field(run, Run.N_ROWS) != 1:
+    if field(run, Run.N_ROWS) != 1 or not exports(op, run):
         return
     layer = layer_state(op, run)
     barrier = field(run, Run.BARRIER)

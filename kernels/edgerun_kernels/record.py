@@ -171,6 +171,7 @@ class LayerState(IntEnum):
     CHOSEN = 20  # int64 number of pages, then int64 [that many], ascending
     BUDGET = 21
     RECENT = 22
+    HELD = 23  # 1: of a layer that selects, what it chose before stands: it reads that, and chooses nothing
     COUNT = 24
 
 

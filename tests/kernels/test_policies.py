@@ -18,7 +18,7 @@ from edgerun.attention.spec import Attention
 from edgerun.attention.state import AttentionState
 from edgerun.attention.tape import COMPACT
 from edgerun_kernels import reference
-from edgerun_kernels.record import CHUNK, MAX_CHUNKS, PAGE, Mode, Op, attention_scratch_bytes, kv_head_bytes
+from edgerun_kernels.record import CHUNK, MAX_CHUNKS, PAGE, LayerState, Mode, Op, attention_scratch_bytes, kv_head_bytes
 
 from .harness import Array, Memory, every_isa, examples, same_bits, stride, tape, team, within
 from .test_attention import OPS, angles, every_cache, pages
@@ -240,9 +240,13 @@ def test_pages(
     with Memory() as memory:
         layer = Layer(memory, cache, row.keys, row.values, heads[1], policy)
         exact = layer.run(isa, 2, row.q, row.k, row.v, Mode.ALL, True)
-        chosen = layer.state._keep[-1]
+        assert layer.state.selection is not None
+        chosen = layer.state.selection.lists[0]
         got = chosen[1 : 1 + chosen[0]].copy()
         again = [layer.run(isa, n_threads, row.q, row.k, row.v, Mode.PAGES, False) for n_threads in (1, 2, 3)]
+        layer.state.records[:, LayerState.HELD] = 1  # a layer whose choice stands reads that, and chooses nothing
+        again += [layer.run(isa, n_threads, row.q, row.k, row.v, Mode.ALL, True) for n_threads in (1, 2, 3)]
+        np.testing.assert_array_equal(chosen[1 : 1 + chosen[0]], got)
         after = [reference.unpack_page(cache, page, dim) for page in layer.pages]
     keys, values = (np.concatenate([page[i] for page in after], 1)[:, : position + 1] for i in (0, 1))
     cos, sin = (table[position:] for table in angles(position + 1, dim))

@@ -19,6 +19,8 @@ POLICIES = (
     "deltallm:theta=1.3,form=element",
     "delta:budget=64,recent=32,select=0",
     "deltallm:theta=1.3+delta:budget=64,recent=32,select=0",
+    "delta:budget=64,recent=32,select=0/1,refresh=5",
+    "deltallm:theta=1.3+delta:budget=64,recent=32,select=0/1,refresh=5",
 )
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 
@@ -209,7 +211,7 @@ def test_an_empty_session_can_be_saved(model: Model, tmp_path: Path) -> None:
 
 def test_damaged_and_foreign_files_are_refused(model: Model, package: Path, tmp_path: Path) -> None:
     path = tmp_path / "s.edgerun"
-    filled(model, POLICIES[3]).save(path)
+    filled(model, POLICIES[5]).save(path)
     with pytest.raises(EdgerunError, match="cannot be read"):
         model.restore(tmp_path / "nothing")
     good = path.read_bytes()
@@ -232,20 +234,28 @@ def test_damaged_and_foreign_files_are_refused(model: Model, package: Path, tmp_
 
     refused({"header": told(model="0" * 64)}, "another model")
     refused({"header": told(cache="f32")}, "another cache")
-    refused({"header": told(version=2)}, "expected")
+    refused({"header": told(version=1)}, "expected")
     refused({"header": np.zeros(3, np.uint8)}, "no saved session")
-    delta = header["attention"] | {"delta": {"full": [], "select": [99], "budget": 4, "recent": 1}}
-    refused({"header": told(attention=delta)}, "make no sense")
+    for part, change, match in (
+        ("delta", {"select": [99]}, "a list of layers from 0 to 2"),
+        ("deltallm", {"theta": [[-1.0] * 2] * 3}, "numbers of at least 0"),
+    ):
+        policies = header["attention"]["parameters"]
+        changed = policies | {part: policies[part] | change}
+        refused({"header": told(attention={"name": "", "parameters": changed})}, match)
+    refused({"header": told(attention={"name": ""})}, "no saved session")
     refused({"tokens": arrays["tokens"] + 10**6}, "vocabulary")
     refused({"tokens": arrays["tokens"][:-400]}, "exact|starts|counts|page")
     refused({"tokens": np.concatenate([arrays["tokens"]] * 2000)}, "context")
     refused({"page.1": None}, "missing")
     refused({"page.1": arrays["page.1"][:-1]}, "bytes")
-    refused({"theta": -arrays["theta"]}, "not what they must be")
     refused({"runs.counts": arrays["runs.counts"] + 1}, "counts|starts")
     refused({"runs.starts": arrays["runs.starts"][::-1].copy()}, "starts")
     refused({"runs.blocks": arrays["runs.blocks"][1:]}, "blocks")
     refused({"runs.exact": np.array([10**9])}, "exact")
+    refused({"runs.exact": np.array([], np.int64)}, "damaged")
+    refused({"selection.past": arrays["selection.past"] + 1}, "chosen")
+    refused({"selection.begun": None}, "begun")
 
 
 @pytest.mark.parametrize(
@@ -262,6 +272,7 @@ def test_damaged_and_foreign_files_are_refused(model: Model, package: Path, tmp_
         ("deltallm:theta=1,size=2", "no parameter size"),
         ("deltallm:theta=1+deltallm:theta=1", "twice"),
         ("delta:budget=0", "budget is 0"),
+        ("delta:refresh=0", "refresh is 0"),
         ("delta:budget=64,recent=128", "more than the budget"),
         ("delta:select=99", "select is 99"),
         ("delta:select=1,full=0/77", "full is 0/77"),
