@@ -2,7 +2,7 @@
 
     python -m benchmarks.long_context PACKAGE --threads 1,2 --depth 8000,32000 --attention SPEC --attention SPEC ...
 
-    python -m benchmarks.long_context PACKAGE --threads 1,2 --depth 8000,32000 --attention SPEC --attention SPEC
+The cache is filled with keys and values that are made up: 30 % of the keys are new, the others near the one before, so
 that DeltaLLM with theta=0.5 makes runs of them (70 % sparsity): speed only, with random weights too. Every policy takes
 turns with exact attention in one process; ratios are of medians. Writes one JSON object.
 """
@@ -21,8 +21,8 @@ import numpy as np
 import edgerun
 from edgerun.session import Session
 from edgerun_kernels import reference
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import PAGE, Field, Op, Run
-from edgerun_kernels.team import aligned
 
 NEW, NEAR = 0.3, 0.02
 """The share of keys that are new, and how far the others are from the one before."""
@@ -57,7 +57,7 @@ def filled(model: edgerun.Model, attention: str, tokens: list[int], page: np.nda
         record[Run.ARENA], record[Run.PAGES] = model._arena.ctypes.data, table.ctypes.data
         record[Run.ATTENTION], record[Run.N_ROWS] = state.records.ctypes.data, 1
         for position in range(0, len(tokens) + 1, 128):
-            state.before(position)
+            state.before(position, 0)
             model._team.run(int(ops.ctypes.data), len(ops), int(record.ctypes.data))
             state.after(position, 0)
     return session

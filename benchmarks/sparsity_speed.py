@@ -28,8 +28,9 @@ from edgerun.sparsity.projections import Projection
 from edgerun.sparsity.tape import WHERE_SKIPPED, most_columns, n_parts
 from edgerun_kernels import reference
 from edgerun_kernels.load import kernels
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import Field, Op, Run, activation_bytes, list_scratch_bytes
-from edgerun_kernels.team import Team, aligned
+from edgerun_kernels.team import Team
 
 LAYERS = {
     "2048x2048": ((2048,), 2048),

@@ -25,8 +25,9 @@ from edgerun.sparsity.resident import Sparsity
 from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import CHUNK, MAX_CHUNKS, WINDOW_BYTES, Run
-from edgerun_kernels.team import MAX_THREADS, Team, aligned
+from edgerun_kernels.team import MAX_THREADS, Team
 
 if TYPE_CHECKING:
     from edgerun.generate import Generation

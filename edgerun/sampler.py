@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun_kernels.team import aligned
+from edgerun_kernels.memory import aligned
 
 if TYPE_CHECKING:
     from edgerun.text.options import SamplingOptions

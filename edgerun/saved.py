@@ -23,8 +23,8 @@ from edgerun.attention.spec import Attention
 from edgerun.errors import EdgerunError
 from edgerun.package.calibration import parameters, read_parameters
 from edgerun.package.config import Config
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import PAGE
-from edgerun_kernels.team import aligned
 
 if TYPE_CHECKING:
     from edgerun.model import Model

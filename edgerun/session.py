@@ -16,8 +16,8 @@ from edgerun.errors import ContextError, EdgerunError, OptionError
 from edgerun.generate import Generation
 from edgerun.sparsity.spec import NONE
 from edgerun.text.options import SamplingOptions
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import PAGE
-from edgerun_kernels.team import aligned
 
 if TYPE_CHECKING:
     from edgerun.lowering.tape import Tape

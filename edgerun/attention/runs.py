@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.deltallm import STEP, DeltaLLM
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import BLOCK, LayerState, block_bytes, padded_head, undo_bytes
-from edgerun_kernels.team import aligned
 
 POOL_BLOCKS = 64
 """Blocks that are allocated together, at least; more once there are many, so that the system can give large pages."""

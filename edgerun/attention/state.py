@@ -13,8 +13,8 @@ from edgerun.attention.deltallm import STEP
 from edgerun.attention.runs import Heads, Runs
 from edgerun.attention.selection import Selection
 from edgerun.attention.spec import Attention
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import BLOCK, CHUNK, LayerState
-from edgerun_kernels.team import aligned
 
 
 class Attended(NamedTuple):

@@ -5,8 +5,9 @@ from time import perf_counter
 import numpy as np
 
 from .load import Kernels
+from .memory import aligned
 from .record import Field, Op, Run
-from .team import Team, aligned
+from .team import Team
 
 BYTES = 1 << 28
 """Larger than any cache of the machines that edgerun is for."""

@@ -10,20 +10,12 @@ import threading
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from .load import Kernels
+from .memory import aligned
 from .record import Control, Run
 from .width import Width
 
 MAX_THREADS = 64
-
-
-def aligned(n_bytes: int, alignment: int = 64) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Zeroed bytes whose address is a multiple of ``alignment``."""
-    raw = np.zeros(n_bytes + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + n_bytes]
 
 
 class Team:

@@ -18,10 +18,11 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from edgerun_kernels.load import Kernels, kernels
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import Field, Run
 from edgerun_kernels.reference import Quantised, QuantisedRows, activation_tiles, row_tiles
 from edgerun_kernels.targets import usable
-from edgerun_kernels.team import Team, aligned
+from edgerun_kernels.team import Team
 
 Array = NDArray[Any]
 ISAS = [target.name for target in usable()][: 1 if os.environ.get("EDGERUN_TESTED_ISAS") == "best" else None]

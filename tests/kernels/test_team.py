@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import ROWS, Control, Field, Op, Run
-from edgerun_kernels.team import Team, aligned
+from edgerun_kernels.team import Team
 from edgerun_kernels.width import Width
 
 from .harness import ISAS, Memory, address, linear_op, loaded, tape
