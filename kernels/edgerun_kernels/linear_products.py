@@ -9,24 +9,40 @@ from typing import Any, NamedTuple
 from .kernel import inner
 from .record import GROUP, ROW_SCALES, SUPER_GROUPS, first_stride, second_stride
 from .record import TILE_HEADER as HEADER
-from .simd.ops import dot_i8_bias, dot_u4_takes_u8, load_f32, load_i64
+from .simd.ops import dot_i8_bias, dot_u4_takes_u8, load_f32, load_i64, prefetch, prefetch_far, prefetch_once
 from .simd.tiles import Tile
 
-AHEAD, SCALES_AHEAD = 4096, 512
-"""Bytes by which prefetching runs before the loads, for weights and for their scales: measured at the memory's speed,
-where the hardware's own prefetch alone gives 10 % less and going farther gives 30 % less."""
 MOST_GROUPS = 16384
 """Of ternary weights whose sums times 64 fit in 32 bits: 32 columns of products up to 2 * 127, a quarter of them."""
 MINUS_EIGHT, MINUS_32, MINUS_128 = 0, 2, 4
 """Shifts that make of -8 * sum what a weight's offset adds up to."""
 
 
+class Fetch(NamedTuple):
+    """How weights are prefetched. line: the instruction. ahead, scales: bytes by which it runs before the loads, for
+    weights and for their scales."""
+
+    line: Any
+    ahead: int
+    scales: int
+
+
+NEAR, ONCE = Fetch(prefetch, 4096, 512), Fetch(prefetch_once, 4096, 512)
+"""For several rows, and for one: measured at the memory's speed, where with 4 bits the hardware's own prefetch alone
+gives 10 % less and going farther gives 30 % less."""
+FAR = Fetch(prefetch_far, 8192, 1024)
+"""For formats of more bytes a column: with q8, and where threads share the memory, a sixth faster than ONCE."""
+CLOSE = Fetch(prefetch_once, 2048, 256)
+
+
 class Format(NamedTuple):
     """What differs between weight formats.
 
-    products: ``(tile, fetch) -> kernel`` of a tile of outputs (see ``_grouped``); ``fetch`` is how a line of weights is
-    prefetched, or None. group_bytes: of weights, 16 rows by 32 columns. d_groups: groups that share a scale, 0: all.
-    half_d, half_m: bytes from the scales, minima or factors of rows 0..7 to those of rows 8..15.
+    products: ``(tile, fetch) -> kernel`` of a tile of outputs (see ``_grouped``); fetch: a Fetch, or None. group_bytes:
+    of weights, 16 rows by 32 columns. d_groups: groups that share a scale, 0: all. half_d, half_m: bytes from the
+    scales, minima or factors of rows 0..7 to those of rows 8..15. alone, shared: how one row's weights are fetched by a thread
+    that has the memory for itself, and by one that has not. streams: places of the weights, far from each other, that
+    one row reads in turns.
     """
 
     products: Callable[[Tile, Any], Any]
@@ -34,6 +50,9 @@ class Format(NamedTuple):
     d_groups: int = 1
     half_d: int = 16
     half_m: int = 16
+    alone: Fetch = ONCE
+    shared: Fetch = ONCE
+    streams: int = 1
 
 
 # --- how a group of 32 columns is multiplied --------------------------------------------------------------------------
@@ -173,6 +192,7 @@ def _grouped(tile, fetch, how, group_bytes, d_groups, has_m, has_minimum):
     zero, load_scales = tile.zero(), tile.load_floats("f16")
     add_scaled, add_outer, store = tile.add_scaled(), tile.add_outer(), tile.store()
     rows, blocks = tile.rows, tile.blocks
+    fetches, (fetch_line, ahead, scales_ahead) = fetch is not None, fetch or NEAR
     stride_1, stride_2 = first_stride(rows), second_stride(rows)
     scales, offsets, sums_1 = GROUP * rows, (GROUP + 4) * rows, (GROUP + 12) * rows
 
@@ -180,11 +200,11 @@ def _grouped(tile, fetch, how, group_bytes, d_groups, has_m, has_minimum):
     def fetch_ahead(w, d, m, stride, d_stride, m_stride):
         for block in range(blocks):
             for line in range(0, group_bytes, 64):
-                fetch(w + block * stride + AHEAD + line)
+                fetch_line(w + block * stride + ahead + line)
             if d_groups == 1:
-                fetch(d + block * d_stride + SCALES_AHEAD)
+                fetch_line(d + block * d_stride + scales_ahead)
             if has_m:
-                fetch(m + block * m_stride + SCALES_AHEAD)
+                fetch_line(m + block * m_stride + scales_ahead)
 
     @inner
     def next_second(second, left):
@@ -197,7 +217,7 @@ def _grouped(tile, fetch, how, group_bytes, d_groups, has_m, has_minimum):
         following = next_second(second, left)
         for g in range(n_groups):
             wg, dg, mg = w + group_bytes * g, d + 32 * (g // d_groups), m + 32 * g
-            if fetch is not None:
+            if fetches:
                 fetch_ahead(wg, dg, mg, stride, d_stride, m_stride)
             first, scale = x + HEADER + stride_1 * g, load_scales(dg, d_stride)
             if g == following:
@@ -228,12 +248,13 @@ def _ternary(tile, fetch):
     times_4, times_16, times_64 = (tile.masked(3 << 2 * i) for i in (1, 2, 3))
     by_4, by_16, by_64 = (tile.shift_right(2 * i) for i in (1, 2, 3))
     rows, blocks = tile.rows, tile.blocks
+    fetch_line, ahead, _ = fetch
 
     @inner
     def fetch_ahead(w, stride):
         for block in range(blocks):
-            fetch(w + block * stride + AHEAD)
-            fetch(w + block * stride + AHEAD + 64)
+            fetch_line(w + block * stride + ahead)
+            fetch_line(w + block * stride + ahead + 64)
 
     @inner
     def one_sum(w, stride, x, n_groups):
@@ -276,17 +297,19 @@ def _ternary(tile, fetch):
     return products
 
 
-def _format(multiply, group_bytes, d_groups=1, has_m=False, has_minimum=False, half_m=16):
+def _format(multiply, group_bytes, d_groups=1, has_m=False, has_minimum=False, **others):
     def products(tile, fetch):
         return _grouped(tile, fetch, multiply(tile), group_bytes, d_groups, has_m, has_minimum)
 
-    return Format(products, group_bytes, d_groups, half_m=half_m)
+    return Format(products, group_bytes, d_groups, **others)
 
 
 Q4 = _format(lambda tile: _q4(tile, MINUS_EIGHT), 256)
 Q4M = _format(lambda tile: _q4(tile, None), 256, has_m=True, has_minimum=True)
-Q8 = _format(_q8, 512)
-Q6K = _format(_q6k, 384, d_groups=SUPER_GROUPS, has_m=True, half_m=8)
+Q8 = _format(_q8, 512, alone=FAR, shared=FAR)
+Q6K = _format(_q6k, 384, d_groups=SUPER_GROUPS, has_m=True, half_m=8, alone=CLOSE, shared=FAR, streams=2)
+"""A thread has less to read than to compute here, so that one place at a time leaves the memory idle: two are up to a
+sixth faster."""
 TERNARY = Format(_ternary, 128, d_groups=0, half_d=0)
 
 
