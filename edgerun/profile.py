@@ -30,6 +30,7 @@ _GROUP_BYTES = {
     Op.LINEAR_Q6K_FLOAT: _Q6K,
     Op.LINEAR_TERNARY: 2 * 64,
     Op.LINEAR_TERNARY_COLUMNS: 2 * 64,
+    Op.COLUMNS_TERNARY: 2 * 64,
     Op.COLUMNS_Q4: _Q4,
     Op.COLUMNS_Q8: _Q8,
     Op.COLUMNS_DELTA_Q4: _Q4,
@@ -38,6 +39,7 @@ _GROUP_BYTES = {
 """Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
 _BY_COLUMN = (
     Op.LINEAR_TERNARY_COLUMNS,
+    Op.COLUMNS_TERNARY,
     Op.COLUMNS_Q4,
     Op.COLUMNS_Q8,
     Op.COLUMNS_DELTA_Q4,
@@ -52,9 +54,11 @@ _KINDS = {
     Op.SWIGLU: "SwiGLU",
     Op.SQUARED_RELU: "squared ReLU",
     Op.KEEP_LARGE: "keeping large inputs",
+    Op.KEEP_LARGE_ROW: "keeping large inputs",
     Op.KEEP_CHANGES: "keeping changed inputs",
     Op.JOIN_COLUMNS: "joining columns, or all of them",
     Op.JOIN_DELTA: "joining columns, or all of them",
+    Op.JOIN_TERNARY: "joining columns, or all of them",
     Op.GATHER_ATTENTION: "attention, joining its parts",
     Op.COMPACT_F16: "attention, making runs",
     Op.COMPACT_F32: "attention, making runs",

@@ -29,7 +29,7 @@ from edgerun.progress import Progress, silent
 from edgerun.sparsity.capture import capture
 from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.method import Method
-from edgerun.sparsity.projections import Projection, projections
+from edgerun.sparsity.projections import TERNARY, Projection, projections
 from edgerun.sparsity.tape import Chosen, most_columns, with_columns
 from edgerun.sparsity.threshold import Threshold
 
@@ -158,7 +158,7 @@ def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array) -
     power = np.square(inputs @ matrix.T).sum()
     most, n_bytes = most_columns(projection), projection.run_bytes * projection.k
     found = []
-    for method in METHODS:
+    for method in METHODS[:1] if projection.fmt in TERNARY else METHODS:
         for at in GRID:
             if method == "threshold":
                 kept = size >= at * root

@@ -18,9 +18,18 @@ from edgerun.package.layout import ROWS
 from edgerun.sparsity.columns import Columns
 from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.method import Method, Room
-from edgerun.sparsity.projections import Projection
+from edgerun.sparsity.projections import TERNARY, Projection
 from edgerun.sparsity.threshold import Threshold
-from edgerun_kernels.record import Field, Op, activation_bytes, list_scratch_bytes, state_sums
+from edgerun.sparsity.zero import Zero
+from edgerun_kernels.record import (
+    Field,
+    Op,
+    activation_bytes,
+    list_scratch_bytes,
+    row_activation_bytes,
+    state_sums,
+    ternary_scratch_bytes,
+)
 
 WHERE_SKIPPED = 3
 """When threads wait behind the op: of Field.BARRIER."""
@@ -50,6 +59,14 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
     for one, (room, sums) in zip(chosen, rooms, strict=True):
         projection, columns, method = one
         quantize = ops[projection.quantize]
+        arrays += [*columns.arrays.values(), columns.worth]
+        if projection.fmt == "ternary_columns":  # its own layers skip what is zero, of the row that they are given
+            added = method.records(quantize, projection, columns, room)
+            for record in projection.records:
+                for op in ops[record : record + 2]:  # the sums, and what joins them
+                    op[Field.UP], op[Field.MOST] = added[-1][Field.Y], projection.k
+            behind.setdefault(projection.quantize, []).extend((f"{projection.name}.columns", op) for op in added)
+            continue
         skipping = _skipping(projection, columns, ops, room, sums)
         added = [*method.records(quantize, projection, columns, room), skipping]
         runs = isinstance(method, Delta)
@@ -61,12 +78,15 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
         start = 0
         for record, n in zip(projection.records, projection.rows, strict=True):
             ops[record][Field.DENSE] = ops[record][Field.CODE]
-            ops[record][Field.CODE] = Op.JOIN_DELTA if runs else Op.JOIN_COLUMNS
-            ops[record][Field.START], ops[record][Field.UP] = start, room.row
-            for field in (Field.SCRATCH, Field.SCRATCH_PRIVATE, Field.SUMS, Field.PARTS, Field.STACK, Field.RUNNING):
-                ops[record][field] = skipping[field]
+            ops[record][Field.CODE] = Op.JOIN_DELTA if runs else _join(projection)
+            ops[record][Field.START], ops[record][Field.UP] = start, skipping[Field.X]
+            if projection.fmt in TERNARY:
+                ops[record][Field.SUMS], ops[record][Field.STACK] = room.scratch, room.private
+            else:
+                for field in (Field.SCRATCH, Field.SCRATCH_PRIVATE, Field.SUMS, Field.PARTS, Field.STACK):
+                    ops[record][field] = skipping[field]
+                ops[record][Field.RUNNING] = skipping[Field.RUNNING]
             start += -(-n // ROWS) * ROWS
-        arrays += [*columns.arrays.values(), columns.worth]
     records, names = [], []
     for i, op in enumerate(ops):
         records += [op, *(record for _, record in behind.get(i, []))]
@@ -77,12 +97,19 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
 
 def most_columns(projection: Projection) -> int:
     """Of its columns, as many as are read one by one at most."""
+    if projection.fmt == "ternary_columns":
+        return projection.k
     share = next(share for limit, share in WORTH_WHILE if projection.run_bytes <= limit)
     return int(projection.k * (share - MINIMA_COST if projection.fmt == "q4m" else share))
 
 
 def may_pay(projection: Projection, method: Method) -> bool:
-    """Whether it is worth trying: not where a fixed share of the inputs is too many anyway."""
+    """Whether it is worth trying: not where a fixed share of the inputs is too many anyway, nor where zeros are skipped
+    without being asked; and not delta for ternary layers, see ``delta``."""
+    if projection.fmt in TERNARY and isinstance(method, Delta):
+        return False
+    if projection.fmt == "ternary_columns" and isinstance(method, Zero):
+        return False
     return not isinstance(method, Threshold) or method.keep * projection.k <= most_columns(projection)
 
 
@@ -101,10 +128,12 @@ def _rooms(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> tuple[list[t
     for i, (projection, _, method) in enumerate(chosen):
         same_input = i > 0 and chosen[i - 1].projection.quantize == projection.quantize
         at = end if same_input else start
-        private = -(-list_scratch_bytes(projection.k) // 64) * 64
-        row, row_bytes = at + private * n_threads, activation_bytes(projection.k, 1)
+        ternary = projection.fmt in TERNARY
+        k, stack = projection.k, projection.stack
+        private = -(-(ternary_scratch_bytes(stack, k) if ternary else list_scratch_bytes(k)) // 64) * 64
+        row, row_bytes = at + private * n_threads, (row_activation_bytes if ternary else activation_bytes)(k, 1)
         sums = row + row_bytes * n_threads
-        end = sums + 4 * n_parts(projection) * projection.stack
+        end = sums if ternary else sums + 4 * n_parts(projection) * stack
         largest = max(largest, end)
         rooms.append((Room(at, private, row, row_bytes, state), sums))
         if isinstance(method, Delta):
@@ -112,19 +141,28 @@ def _rooms(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> tuple[list[t
     return rooms, largest, state
 
 
+def _join(projection: Projection) -> Op:
+    return Op.JOIN_TERNARY if projection.fmt in TERNARY else Op.JOIN_COLUMNS
+
+
 def _skipping(
     projection: Projection, columns: Columns, ops: Sequence[NDArray[np.int64]], room: Room, sums: int
 ) -> NDArray[np.int64]:
     first = ops[projection.records[0]]
     record = np.zeros(Field.COUNT, np.int64)
-    record[Field.CODE] = Op.COLUMNS_Q8 if projection.fmt == "q8" else Op.COLUMNS_Q4
+    if projection.fmt in TERNARY:
+        record[Field.CODE] = Op.COLUMNS_TERNARY
+    else:
+        record[Field.CODE] = Op.COLUMNS_Q8 if projection.fmt == "q8" else Op.COLUMNS_Q4
     record[Field.BARRIER] = WHERE_SKIPPED
     for field in (Field.X, Field.X_STRIDE, Field.X_PRIVATE, Field.K, Field.FLAGS):
         record[field] = first[field]
     record[Field.N], record[Field.STACK] = sum(projection.rows), projection.stack
-    record[Field.W], record[Field.D] = columns.arrays["q"].ctypes.data, columns.arrays["d"].ctypes.data
-    record[Field.M] = columns.arrays["m"].ctypes.data if "m" in columns.arrays else 0
+    for field, name in ((Field.W, "q"), (Field.D, "d"), (Field.M, "m")):
+        record[field] = columns.arrays[name].ctypes.data if name in columns.arrays else 0
     record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
     record[Field.SUMS], record[Field.PARTS] = sums, n_parts(projection)
     record[Field.MOST], record[Field.RUNNING] = most_columns(projection), room.state
+    if projection.fmt in TERNARY:
+        record[Field.N] = projection.stack
     return record
