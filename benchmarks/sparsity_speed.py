@@ -53,7 +53,6 @@ CODES = {
 }
 """What skips columns, what takes all, and what joins or takes all."""
 BYTES = 240 << 20
-PART = 16
 
 
 class Layers:
@@ -197,7 +196,7 @@ def decode(args: argparse.Namespace) -> list[dict[str, Any]]:
                 sessions["none"].tape = _all_columns(model.tape)
             times: dict[str, list[float]] = {spec: [] for spec in sessions}
             text = (Path(__file__).parents[1] / "tests" / "data" / "prose.txt").read_text(encoding="utf-8")
-            tokens = model.tokenizer.encode(text)[: 64 + PART]
+            tokens = model.tokenizer.encode(text)[: 64 + args.tokens]
             for _ in range(args.repeat):
                 for spec, session in sessions.items():
                     session.reset()
@@ -206,7 +205,7 @@ def decode(args: argparse.Namespace) -> list[dict[str, Any]]:
                     start = time.perf_counter()
                     for token in tokens[65:]:
                         session.decode(token)
-                    times[spec].append((time.perf_counter() - start) / (PART - 1))
+                    times[spec].append((time.perf_counter() - start) / (args.tokens - 1))
         dense = statistics.median(times["none"])
         for spec, measured in times.items():
             seconds = statistics.median(measured)
@@ -240,6 +239,7 @@ def main() -> None:
         else:
             command.add_argument("model")
             command.add_argument("specs", nargs="+", metavar="SPEC")
+            command.add_argument("--tokens", type=int, default=64)
             command.add_argument(
                 "--all-columns", action="store_true", help="compare with ternary layers that do not skip zeros either"
             )

@@ -156,9 +156,10 @@ def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array) -
     size = np.abs(inputs) * worth
     root = np.sqrt(np.square(size).mean(1, keepdims=True))
     power = np.square(inputs @ matrix.T).sum()
-    most, n_bytes = most_columns(projection), projection.run_bytes * projection.k
+    n_bytes = projection.run_bytes * projection.k
     found = []
     for method in METHODS[:1] if projection.fmt in TERNARY else METHODS:
+        most = most_columns(projection, Delta if method == "delta" else Threshold)
         for at in GRID:
             if method == "threshold":
                 kept = size >= at * root

@@ -36,10 +36,15 @@ WHERE_SKIPPED = 3
 PARTS = ((2048, 4), (4096, 2))
 """Up to so many bytes of a column, groups are summed up in so many parts, which threads then share; in one where
 columns are long enough to be shared themselves."""
-WORTH_WHILE, MINIMA_COST = ((256, 0.25), (768, 0.35), (2048, 0.53), (4096, 0.67), (1 << 62, 0.78)), 0.07
+WORTH_WHILE = ((320, 0.25), (768, 0.35), (2048, 0.53), (4096, 0.67), (1 << 62, 0.78))
 """Up to so many bytes of a column, the share of columns below which reading them one by one was measured to be faster
-than reading all: memory gives long runs faster than short ones. So much less with minima, which are read for whole
-groups as scales are."""
+than reading all: memory gives long runs faster than short ones."""
+PART_WITH_MINIMA, PART_OF_DELTA = 0.6, {"q4": 0.5, "q8": 0.5, "q4m": 0.06}
+"""Of that share, what is left where minima are multiplied, which is done for whole groups as for scales; and with sums
+in float64, which double that work, or do it many times over with minima."""
+TERNARY_WORTH_WHILE = 0.6
+"""Likewise, of ternary layers; their columns are summed up in integers."""
+ANY = 1 << 40
 
 
 class Chosen(NamedTuple):
@@ -62,13 +67,17 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
         arrays += [*columns.arrays.values(), columns.worth]
         if projection.fmt == "ternary_columns":  # its own layers skip what is zero, of the row that they are given
             added = method.records(quantize, projection, columns, room)
+            added[-1][Field.MOST] = ANY
             for record in projection.records:
                 for op in ops[record : record + 2]:  # the sums, and what joins them
                     op[Field.UP], op[Field.MOST] = added[-1][Field.Y], projection.k
             behind.setdefault(projection.quantize, []).extend((f"{projection.name}.columns", op) for op in added)
             continue
-        skipping = _skipping(projection, columns, ops, room, sums)
-        added = [*method.records(quantize, projection, columns, room), skipping]
+        skipping = _skipping(one, ops, room, sums)
+        kept = method.records(quantize, projection, columns, room)
+        for op in kept:
+            op[Field.MOST], skipping[Field.KEEPS] = skipping[Field.MOST], 1
+        added = [*kept, skipping]
         runs = isinstance(method, Delta)
         if runs:
             skipping[Field.CODE] = Op.COLUMNS_DELTA_Q8 if projection.fmt == "q8" else Op.COLUMNS_DELTA_Q4
@@ -95,12 +104,18 @@ def with_columns(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Tape:
     return replace(tape, ops=whole, names=tuple(names), arrays=arrays, arena_bytes=arena_bytes, state_bytes=state_bytes)
 
 
-def most_columns(projection: Projection) -> int:
-    """Of its columns, as many as are read one by one at most."""
+def most_columns(projection: Projection, method: type[Method] = Threshold) -> int:
+    """Of its columns, as many as are read one by one at most with a method."""
     if projection.fmt == "ternary_columns":
         return projection.k
+    if projection.fmt in TERNARY:
+        return int(projection.k * TERNARY_WORTH_WHILE)
     share = next(share for limit, share in WORTH_WHILE if projection.run_bytes <= limit)
-    return int(projection.k * (share - MINIMA_COST if projection.fmt == "q4m" else share))
+    if method is Delta:
+        share *= PART_OF_DELTA[projection.fmt]
+    elif projection.fmt == "q4m":
+        share *= PART_WITH_MINIMA
+    return int(projection.k * share)
 
 
 def may_pay(projection: Projection, method: Method) -> bool:
@@ -145,9 +160,8 @@ def _join(projection: Projection) -> Op:
     return Op.JOIN_TERNARY if projection.fmt in TERNARY else Op.JOIN_COLUMNS
 
 
-def _skipping(
-    projection: Projection, columns: Columns, ops: Sequence[NDArray[np.int64]], room: Room, sums: int
-) -> NDArray[np.int64]:
+def _skipping(one: Chosen, ops: Sequence[NDArray[np.int64]], room: Room, sums: int) -> NDArray[np.int64]:
+    projection, columns, method = one
     first = ops[projection.records[0]]
     record = np.zeros(Field.COUNT, np.int64)
     if projection.fmt in TERNARY:
@@ -162,7 +176,7 @@ def _skipping(
         record[field] = columns.arrays[name].ctypes.data if name in columns.arrays else 0
     record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
     record[Field.SUMS], record[Field.PARTS] = sums, n_parts(projection)
-    record[Field.MOST], record[Field.RUNNING] = most_columns(projection), room.state
+    record[Field.MOST], record[Field.RUNNING] = most_columns(projection, type(method)), room.state
     if projection.fmt in TERNARY:
         record[Field.N] = projection.stack
     return record

@@ -9,6 +9,7 @@ The state changes when a layer's outputs are joined; until then every thread fin
 
 import numpy as np
 
+from .column_list import ALL
 from .columns import scratch_address
 from .kernel import inner, op_kernel
 from .linear import input_address, n_rows
@@ -48,8 +49,8 @@ HOLDS, REFRESHED, STEP, REST = 0, 8, 16, 32
 """In the state's header. At REST, for even and for odd positions: before which position nothing is looked for, and how
 many positions that rest had. What is found at a position is written for the next, so no thread reads what another is
 writing."""
-AFRESH, NEW_STEP, RESTS = 24, 32, 40
-"""In the header of a thread's scratch: whether everything is computed afresh, the float32 step, whether it rests."""
+AFRESH, NEW_STEP = 24, 32
+"""In the header of a thread's scratch: whether everything is computed afresh, and the float32 step."""
 LONGEST_REST = 7
 """Positions that multiply by all columns unseen, after too much has moved several times in a row (1, 3, 7): looking
 costs as much as a twentieth of a small layer."""
@@ -152,7 +153,7 @@ def keep_changes(op, run, tid, n_threads):
         return
     x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
     resting = rests(op, run)
-    store_i64(scratch + RESTS, 1 if resting else 0)
+    store_i64(scratch + ALL, 1 if resting else 0)
     if resting:
         return
     state, worth, value = state_address(op, run), field(op, Field.W), scratch + STATE_HEADER

@@ -5,6 +5,7 @@ How large an input is: |value| times what it is worth, the norm of its column. E
 
 import numpy as np
 
+from .column_list import ALL
 from .columns import scratch_address
 from .kernel import inner, op_kernel
 from .linear import input_address, n_rows
@@ -42,6 +43,8 @@ LOOKED_AT = 24
 """Groups, about, of which the limit for a share is found: more would make it no better."""
 STEPS, NARROWEST = 10, np.float32(1e-4)
 """Halvings, on a scale of octaves, of the range from the largest size down to this part of it."""
+HEADER = 64
+"""Of a thread's scratch; see ``column_list``."""
 SCALE, OFFSET, SUM = GROUP, GROUP + 4, GROUP + 12
 ONE = np.int32(1)
 
@@ -126,17 +129,31 @@ def level(op, largest, root, n_groups, size):
     return np.float32(field_f64(op, Field.THRESHOLD)) * root
 
 
+@inner
+def too_many(op, scratch, n_groups, limit):
+    """Whether more than MOST sizes are at least the limit, so that no input is to be left out; it is written down."""
+    size, count = scratch + HEADER, zero_i32()
+    for i in range(0, GROUP * n_groups, 16):
+        count = count + kept(splat_i32(ONE), load_f32x16(size + 4 * i), limit)
+    found = sum_i32(count) > field(op, Field.MOST)
+    store_i64(scratch + ALL, 1 if found else 0)
+    return found
+
+
 @op_kernel
 def keep_large(op, run, tid, n_threads):
     """Of the row at X, to one at Y: the inputs whose size is at least THRESHOLD times the sizes' root mean square, or
-    with SHARE the largest ones, about that share of all. W: what inputs are worth, float32, padded with zeros to whole
-    groups. SCRATCH: room for the sizes."""
+    with SHARE the largest ones, about that share of all; nothing where they are more than MOST. W: what inputs are
+    worth, float32, padded with zeros to whole groups. SCRATCH: a header, room for the sizes."""
     if n_rows(op, run) != 1:
         return
-    x, y, size = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
+    x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
+    size = scratch + HEADER
     n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
     largest, root = sizes(x, n_groups, field(op, Field.W), size)
     limit = splat(level(op, largest, root, n_groups, size))
+    if too_many(op, scratch, n_groups, limit):
+        return
     store_i64(y, load_i64(x))
     moved, left, second = y - x, load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
     for g in range(n_groups):
@@ -167,10 +184,13 @@ def keep_large_row(op, run, tid, n_threads):
     """``keep_large`` of a row with one scale."""
     if n_rows(op, run) != 1:
         return
-    x, y, size = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
+    x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
+    size = scratch + HEADER
     n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
     largest, root = row_sizes(x, n_groups, field(op, Field.W), size)
     limit, total = splat(level(op, largest, root, n_groups, size)), zero_i32()
+    if too_many(op, scratch, n_groups, limit):
+        return
     for i in range(0, GROUP * n_groups, 16):
         terms = kept(load_i8x16(x + TILE_HEADER + i), load_f32x16(size + 4 * i), limit)
         store_low_bytes(y + TILE_HEADER + i, terms)

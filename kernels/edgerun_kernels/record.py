@@ -129,6 +129,7 @@ class Field(IntEnum):
     STACK = 21  # rows of the stack, padded to whole lines; of ternary ones, bytes of a thread's scratch
     RUNNING = 23  # in the session's state of sparsity: where that of this projection begins (see ``changes``)
     REFRESH = 24  # positions after which everything is computed afresh; 0: never
+    KEEPS = 25  # 1: the op before says in the header of SCRATCH whether it has left inputs out at all
     SHARE = 22  # KEEP_LARGE: float64 bits, of the inputs that are kept; 0: as many as are above THRESHOLD
     COUNT = 32
 

@@ -4,7 +4,7 @@ One row: ``columns_ternary`` adds up the columns whose input is left, in integer
 MOST are left, or several rows run, ``join_ternary`` multiplies by all columns, of the input as it was.
 """
 
-from .column_list import CHOSEN
+from .column_list import ALL, CHOSEN
 from .columns import add_columns, count_columns, matrix, n_active, row_address, scratch_address
 from .kernel import inner, op_kernel
 from .linear import finish, input_address, linear_ternary, n_rows, output_address
@@ -25,7 +25,7 @@ def columns_ternary(op, run, tid, n_threads):
         return
     x, scratch = input_address(op, run, tid) + TILE_HEADER, scratch_address(op, run, tid)
     k, _, _ = matrix(op)
-    total = n_active(x, k)
+    total = k if field(op, Field.KEEPS) != 0 and load_i64(scratch + ALL) != 0 else n_active(x, k)
     chosen = total <= field(op, Field.MOST)
     store_i64(scratch + CHOSEN, 1 if chosen else 0)
     count_columns(run, tid, total if chosen else k)

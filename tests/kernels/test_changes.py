@@ -53,7 +53,7 @@ class DeltaLayers:
         keep = {"X": self.x, "Y": changes, "Y_PRIVATE": stride(changes), "W": memory.rows(worth[None], gap=0)}
         self.keep = memory.op(**shared, **keep, THRESHOLD=threshold)
         columns = {key: memory.hold(layers.columns[name]) for key, name in _names(layers.columns)}
-        self.columns = memory.op(**(shared | {"X": changes, "MOST": shared["MOST"]}), **columns)
+        self.columns = memory.op(**(shared | {"X": changes, "KEEPS": 1}), **columns)
         self.joins, self.outputs, start = [], [], 0
         dense = Op.LINEAR_Q8 if layers.fmt == "q8" else Op.LINEAR_Q4
         for n, stored in zip(layers.rows, layers.stored, strict=True):

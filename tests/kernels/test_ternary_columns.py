@@ -159,7 +159,8 @@ def test_large_inputs_are_kept(isa: str, pattern: str, k: int, threshold: float,
         room = memory.room((2, -(-ternary_scratch_bytes(256, k) // 64) * 64), np.uint8)
         fields: dict[str, Any] = {"X_PRIVATE": stride(tiles), "Y_PRIVATE": stride(y), "SCRATCH_PRIVATE": stride(room)}
         weights = memory.rows(worth[None], gap=0)
-        op = memory.op(X=tiles, Y=y, W=weights, K=k, SCRATCH=room, THRESHOLD=threshold, SHARE=share, **fields)
+        fields |= {"SCRATCH": room, "THRESHOLD": threshold, "SHARE": share}
+        op = memory.op(X=tiles, Y=y, W=weights, K=k, MOST=1 << 40, **fields)
         call(isa, "keep_large_row", op, memory.run(N_ROWS=1), 2)
         same_bits(tiles, before)
         same_bits(y[1], y[0])

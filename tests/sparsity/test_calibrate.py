@@ -42,7 +42,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small layers' columns never do."""
     for module in (sparse_tape, calibration):
-        monkeypatch.setattr(module, "most_columns", lambda projection: projection.k * 9 // 10)
+        monkeypatch.setattr(module, "most_columns", lambda projection, method=None: projection.k * 9 // 10)
 
 
 @pytest.mark.parametrize("threshold", [np.inf, 2.0, 0.0])

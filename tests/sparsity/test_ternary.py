@@ -37,7 +37,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def columns_pay(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     for module in (sparse_tape, calibration):
-        monkeypatch.setattr(module, "most_columns", lambda projection: int(projection.k * share))
+        monkeypatch.setattr(module, "most_columns", lambda projection, method=None: int(projection.k * share))
 
 
 @pytest.mark.parametrize("spec", ["zero", "threshold:at=0"])
