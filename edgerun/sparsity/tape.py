@@ -42,7 +42,7 @@ than reading all: memory gives long runs faster than short ones."""
 PART_WITH_MINIMA, PART_OF_DELTA = 0.6, {"q4": 0.5, "q8": 0.5, "q4m": 0.06}
 """Of that share, what is left where minima are multiplied, which is done for whole groups as for scales; and with sums
 in float64, which double that work, or do it many times over with minima."""
-TERNARY_WORTH_WHILE = 0.6
+TERNARY_WORTH_WHILE = 0.55
 """Likewise, of ternary layers; their columns are summed up in integers."""
 ANY = 1 << 40
 
