@@ -1,12 +1,11 @@
 """One budget for attention and activations: what ``quality:kl=X`` leaves out of both.
 
 The KLs of small independent perturbations add: a KL is quadratic in what changes the logits, and what two of them have
-in common averages out. (SmolLM2, 256 tokens behind 2,048: 0.0147 of attention
-and 0.0050 of activations were 0.0183 together, 0.0336 and 0.0180 were 0.0470, 0.0094 and 0.0050 were 0.0151.) So a
-calibrated setting of each whose KLs sum to at most the budget is within it, or one of
-either alone. Of these, the one for which a token waits shortest for memory, in bytes: the weights, less what leaving
-columns unread saves (which is less than the bytes left unread, since short runs are read more slowly), and the keys and
-values of a context of TYPICAL tokens.
+in common averages out. (SmolLM2, 256 tokens behind 2,048: 0.0147 of attention and 0.0050 of activations were 0.0183
+together, 0.0336 and 0.0180 were 0.0470, 0.0094 and 0.0050 were 0.0151.) So a calibrated setting of each whose KLs sum
+to at most the budget is within it, or one of either alone. Of these, the one for which a token waits shortest for
+memory, in bytes: the weights, less what leaving columns unread saves (which is less than the bytes left unread, since
+short runs are read more slowly), and the keys and values of a context of TYPICAL tokens.
 """
 
 from __future__ import annotations
