@@ -1,11 +1,12 @@
 """What skipping columns gains: single layers of larger models' shapes, and decoding a model.
 
     python benchmarks/sparsity_speed.py layers [--format q4] [--threads 1,2] [--skip 0,0.3,0.5,0.7] [--json]
-    python benchmarks/sparsity_speed.py decode MODEL SPEC ... [--threads 1,2] [--json]
+    python benchmarks/sparsity_speed.py decode MODEL SPEC ... [--all-columns] [--threads 1,2] [--json]
 
 Layers: random weights, as many copies of a matrix as are larger than any cache, run one after the other; inputs whose
 zeros are drawn for every copy anew. Dense and sparse take turns, so that other programs disturb them alike; shown are
-medians. Columns lie in mapped files, as they do for users.
+medians. Columns lie in mapped files, as they do for users. Decode: sessions take turns;
+``threshold:keep=0.5`` makes inputs of any weights sparse, and what that costs is in its time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,15 @@ import numpy as np
 
 from edgerun import Model
 from edgerun.hub import resolve
+from edgerun.lowering.tape import Tape
 from edgerun.package.layout import GROUP, ROWS, pack, unpack
 from edgerun.sparsity import layout
-from edgerun.sparsity.projections import Projection
+from edgerun.sparsity.projections import TERNARY, Projection
 from edgerun.sparsity.tape import WHERE_SKIPPED, most_columns, n_parts
 from edgerun_kernels import reference
 from edgerun_kernels.load import kernels
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import Field, Op, Run, activation_bytes, list_scratch_bytes
+from edgerun_kernels.record import Field, Op, Run, list_scratch_bytes, ternary_scratch_bytes
 from edgerun_kernels.team import Team
 
 LAYERS = {
@@ -39,9 +42,18 @@ LAYERS = {
     "2048x8192": ((2048,), 8192),
     "q, k, v of 2048": ((2048, 512, 512), 2048),
     "gate, up of 8192x2048": ((8192, 8192), 2048),
+    "2560x2560": ((2560,), 2560),
+    "q, k, v of 2560": ((2560, 640, 640), 2560),
+    "gate, up of 6912x2560": ((6912, 6912), 2560),
 }
+CODES = {
+    "q4": (Op.COLUMNS_Q4, Op.LINEAR_Q4, Op.JOIN_COLUMNS),
+    "q4m": (Op.COLUMNS_Q4, Op.LINEAR_Q4, Op.JOIN_COLUMNS),
+    "q8": (Op.COLUMNS_Q8, Op.LINEAR_Q8, Op.JOIN_COLUMNS),
+    "ternary": (Op.COLUMNS_TERNARY, Op.LINEAR_TERNARY, Op.JOIN_TERNARY),
+}
+"""What skips columns, what takes all, and what joins or takes all."""
 BYTES = 240 << 20
-PART = 16
 
 
 class Layers:
@@ -50,10 +62,12 @@ class Layers:
     def __init__(self, fmt: str, rows: tuple[int, ...], k: int, folder: Path, limited: bool) -> None:
         rng = np.random.default_rng(0)
         self.projection = Projection("", "qkv", fmt, 0, tuple(range(len(rows))), rows, k)
-        low, high, dtype = (-128, 128, np.int8) if fmt == "q8" else (0, 16, np.uint8)
+        ternary = fmt in TERNARY
+        low, high, dtype = (-128, 128, np.int8) if fmt == "q8" else (0, 3 if ternary else 16, np.uint8)
         stored = []
         for n in rows:
             d, m = rng.random((2, n, -(-k // GROUP))).astype(np.float16)
+            d = np.ones(1, np.float32) if ternary else d
             stored.append(pack(fmt, rng.integers(low, high, (n, k)).astype(dtype), d, m if fmt == "q4m" else None))
         columns = {name: np.empty(p.shape, p.dtype) for name, p in layout.parts(fmt, rows, k).items()}
         layout.pack(fmt, [unpack(fmt, one, n, k) for one, n in zip(stored, rows, strict=True)], columns)
@@ -67,25 +81,32 @@ class Layers:
         """Dense and sparse, and the inputs, which must live as long. arena: bytes that its first use takes."""
         rng = np.random.default_rng(1)
         k, stack = self.projection.k, self.projection.stack
-        private = -(-list_scratch_bytes(k) // 64) * 64
+        ternary = self.projection.fmt in TERNARY
+        private = -(-(ternary_scratch_bytes(stack, k) if ternary else list_scratch_bytes(k)) // 64) * 64
         dense, sparse, inputs = [], [], []
         for stored, columns in zip(self.stored, self.columns, strict=True):
             values = rng.standard_normal((1, k)).astype(np.float32)
             values[0, rng.permutation(k)[: round(skip * k)]] = 0
-            tile = aligned(activation_bytes(k, 1))
-            tile[:] = reference.activation_tiles(reference.quantize(values))[0][0]
+            if ternary:
+                made = reference.row_tiles(reference.quantize_rows(values))[0][0]
+            else:
+                made = reference.activation_tiles(reference.quantize(values))[0][0]
+            tile = aligned(len(made))
+            tile[:] = made
             inputs.append(tile)
             shared = {"X": _address(tile) - arena, "K": k, "MOST": self.most, "PARTS": n_parts(self.projection)}
             shared |= {"SCRATCH": 0, "SCRATCH_PRIVATE": private, "SUMS": private * n_threads, "STACK": stack}
-            code = Op.COLUMNS_Q8 if self.projection.fmt == "q8" else Op.COLUMNS_Q4
-            sparse.append(_record(code, columns, N=sum(self.projection.rows), BARRIER=WHERE_SKIPPED, **shared))
+            code, dense_code, join = CODES[self.projection.fmt]
+            n = stack if ternary else sum(self.projection.rows)
+            sparse.append(_record(code, columns, N=n, BARRIER=WHERE_SKIPPED, **shared))
             y = private * n_threads + 4 * n_parts(self.projection) * stack
             start = 0
             for one, n in zip(stored, self.projection.rows, strict=True):
-                dense_code = Op.LINEAR_Q8 if self.projection.fmt == "q8" else Op.LINEAR_Q4
                 fields = shared | {"N": n, "Y": y + 4 * start, "START": start, "DENSE": dense_code}
                 dense.append(_record(dense_code, one, **fields))
-                sparse.append(_record(Op.JOIN_COLUMNS, one, **fields))
+                if ternary:
+                    fields |= {"UP": fields["X"], "SUMS": 0, "STACK": private}
+                sparse.append(_record(join, one, **fields))
                 start += -(-n // ROWS) * ROWS
             dense[-1][Field.BARRIER] = sparse[-1][Field.BARRIER] = 1
         return np.stack(dense), np.stack(sparse), inputs
@@ -152,14 +173,31 @@ def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def _all_columns(tape: Tape) -> Tape:
+    """A tape whose ternary layers that skip zeros by themselves take all columns: weights row by row would be as
+    many bytes, so speed is right, and results are not."""
+    ops, names = [], []
+    for op, name in zip(tape.ops, tape.names, strict=True):
+        changed = np.array(op)
+        if op[Field.CODE] == Op.GATHER_COLUMNS:
+            continue
+        if op[Field.CODE] == Op.LINEAR_TERNARY_COLUMNS:
+            changed[Field.CODE] = Op.LINEAR_TERNARY
+        ops.append(changed)
+        names.append(name)
+    return replace(tape, ops=np.stack(ops), names=tuple(names), sites=())
+
+
 def decode(args: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for threads in args.threads:
         with Model(resolve(args.model), threads=threads, context=512) as model:
             sessions = {spec: model.session(sparsity=spec) for spec in ("none", *args.specs)}
+            if args.all_columns:
+                sessions["none"].tape = _all_columns(model.tape)
             times: dict[str, list[float]] = {spec: [] for spec in sessions}
             text = (Path(__file__).parents[1] / "tests" / "data" / "prose.txt").read_text(encoding="utf-8")
-            tokens = model.tokenizer.encode(text)[: 64 + PART]
+            tokens = model.tokenizer.encode(text)[: 64 + args.tokens]
             for _ in range(args.repeat):
                 for spec, session in sessions.items():
                     session.reset()
@@ -168,7 +206,7 @@ def decode(args: argparse.Namespace) -> list[dict[str, Any]]:
                     start = time.perf_counter()
                     for token in tokens[65:]:
                         session.decode(token)
-                    times[spec].append((time.perf_counter() - start) / (PART - 1))
+                    times[spec].append((time.perf_counter() - start) / (args.tokens - 1))
         dense = statistics.median(times["none"])
         for spec, measured in times.items():
             seconds = statistics.median(measured)
@@ -191,7 +229,7 @@ def main() -> None:
         command.add_argument("--json", action="store_true")
         if run is layers:
             command.add_argument("shapes", nargs="*", choices=[*LAYERS, []])
-            command.add_argument("--format", choices=list(layout.LINE_ROWS), default="q4")
+            command.add_argument("--format", choices=list(CODES), default="q4")
             command.add_argument(
                 "--skip", type=lambda text: [float(p) for p in text.split(",")], default=[0.3, 0.5, 0.7]
             )
@@ -202,6 +240,10 @@ def main() -> None:
         else:
             command.add_argument("model")
             command.add_argument("specs", nargs="+", metavar="SPEC")
+            command.add_argument("--tokens", type=int, default=64)
+            command.add_argument(
+                "--all-columns", action="store_true", help="compare with ternary layers that do not skip zeros either"
+            )
     args = parser.parse_args()
     found = args.run(args)
     if args.json:

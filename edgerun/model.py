@@ -13,15 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.runs import Heads
-from edgerun.attention.spec import FULL, parse
+from edgerun.attention.spec import FULL, budget, parse
 from edgerun.attention.spec import quality as calibrated
+from edgerun.calibration.budget import split
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.lowering import lower
 from edgerun.lowering.lower import CacheType, Compute
 from edgerun.lowering.tape import Tape
 from edgerun.package.reader import open_package
 from edgerun.rope import RotaryTable
+from edgerun.sparsity.calibrated import NAME
 from edgerun.sparsity.resident import Sparsity
+from edgerun.sparsity.spec import NONE
 from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels
@@ -69,8 +72,9 @@ def load(
     all to 8; "float32" does not quantise them (slow; for comparisons).
     cache: element type of keys and values: "f16"; "q8", half as large and a little less exact; "f32".
     variant, attention, sparsity: what sessions run that name none themselves; see ``Model.session``.
-    quality: instead of ``attention``, what its approximation may cost, in nats a token: of the settings that
-    ``edgerun calibrate`` found, the one within it that reads least.
+    quality: instead of ``attention``, what approximations may cost, in nats a token: of the settings that ``edgerun
+    calibrate`` found for attention and, unless ``sparsity`` says something, for activations, those that together are
+    within it and read least.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
     from edgerun.hub import resolve
@@ -136,10 +140,9 @@ class Model:
         self.variant = "none" if variant is None else os.fspath(variant)
         self.sparsities = Sparsity(self.package, self.tape, self.threads)
         """The columns for activation sparsity, mapped once they are used; see ``Sparsity``."""
-        self.sparsity = "none" if sparsity is None else sparsity
+        self.attention, self.sparsity = FULL, NONE
+        self.attention, self.sparsity = self._policies(attention, sparsity)
         self.sparsities.tape(self.variants.tape(self.variant), self.sparsity)
-        self.attention = FULL if attention is None else attention
-        parse(self.attention, self.package.config)
         _return_memory()
         self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
         self._rope = RotaryTable(self.tape.inv_freq)
@@ -165,19 +168,30 @@ class Model:
         several with weights, "a:0.5+b:0.5"; "none" for the model as it is. Default: the model's own default. Sessions
         with different variants run side by side.
         attention: "full" is exact; a policy leaves out what matters little, as ``edgerun.attention`` says:
-        "deltallm:theta=0.5", "delta:budget=512", or both joined by "+". Default: the model's own default.
+        "deltallm:theta=0.5", "delta:budget=512", or both joined by "+"; "quality:kl=0.02" is a budget for both, unless
+        ``sparsity`` says something (see ``load``). Default: the model's own default.
         sparsity: which weights a decoded token leaves unread: "threshold:keep=0.6" those of the smallest 40 % of the
         inputs of every layer, "zero" those of zeros; "none" reads all. Default: the model's own default.
         Raises VariantError, OptionError.
         """
         from edgerun.session import Session
 
+        attention, sparsity = self._policies(attention, sparsity)
         return Session(
             self,
             self.variant if variant is None else variant,
-            parse(self.attention if attention is None else attention, self.package.config),
-            self.sparsity if sparsity is None else sparsity,
+            parse(attention, self.package.config),
+            sparsity,
         )
+
+    def _policies(self, attention: str | None, sparsity: str | None) -> tuple[str, str]:
+        """What is run in the place of these; of a budget that is for both, the two parts."""
+        attention = self.attention if attention is None else attention
+        limit = budget(attention)
+        if limit is None or sparsity is not None or NAME not in self.package.config.calibration:
+            parse(attention, self.package.config)
+            return attention, self.sparsity if sparsity is None else sparsity
+        return split(limit, self.package, self.tape)
 
     def restore(self, path: str | os.PathLike[str]) -> Session:
         """The session that ``Session.save`` wrote, with its variant, its attention policies and its sparsity. Raises
@@ -242,7 +256,9 @@ class Model:
                 record[Run.PROFILE] = self.profile.ctypes.data
             start = 0
             for stop in (*sorted(self.stops), len(ops)):
-                self._team.run(int(ops[start:].ctypes.data), stop - start, int(record.ctypes.data))
+                self._team.run(
+                    int(ops[start:].ctypes.data), stop - start, int(record.ctypes.data), all_threads=bool(self.stops)
+                )
                 if stop < len(ops):
                     self.stops[stop](record)
                 start = stop

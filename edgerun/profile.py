@@ -30,6 +30,7 @@ _GROUP_BYTES = {
     Op.LINEAR_Q6K_FLOAT: _Q6K,
     Op.LINEAR_TERNARY: 2 * 64,
     Op.LINEAR_TERNARY_COLUMNS: 2 * 64,
+    Op.COLUMNS_TERNARY: 2 * 64,
     Op.COLUMNS_Q4: _Q4,
     Op.COLUMNS_Q8: _Q8,
     Op.COLUMNS_DELTA_Q4: _Q4,
@@ -38,6 +39,7 @@ _GROUP_BYTES = {
 """Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
 _BY_COLUMN = (
     Op.LINEAR_TERNARY_COLUMNS,
+    Op.COLUMNS_TERNARY,
     Op.COLUMNS_Q4,
     Op.COLUMNS_Q8,
     Op.COLUMNS_DELTA_Q4,
@@ -52,9 +54,11 @@ _KINDS = {
     Op.SWIGLU: "SwiGLU",
     Op.SQUARED_RELU: "squared ReLU",
     Op.KEEP_LARGE: "keeping large inputs",
+    Op.KEEP_LARGE_ROW: "keeping large inputs",
     Op.KEEP_CHANGES: "keeping changed inputs",
     Op.JOIN_COLUMNS: "joining columns, or all of them",
     Op.JOIN_DELTA: "joining columns, or all of them",
+    Op.JOIN_TERNARY: "joining columns, or all of them",
     Op.GATHER_ATTENTION: "attention, joining its parts",
     Op.COMPACT_F16: "attention, making runs",
     Op.COMPACT_F32: "attention, making runs",
@@ -137,19 +141,41 @@ def _line(kind: str, us: float, whole: float, read: int, bandwidth: float, skipp
     return KindTime(kind, us, us / whole, read, speed, speed / bandwidth, skipped)
 
 
-def weight_bytes_skipped(tape: Tape, measured: NDArray[np.int64], n_tokens: int) -> float:
+def weight_bytes_skipped(tape: Tape, columns: NDArray[np.int64], n_tokens: int) -> float:
     """The share of the weights' bytes (the output head's too) that n_tokens decoded tokens did not read, 0 to 1.
 
-    measured: int64 [2, ops], as ``Model.profile`` collects it.
+    columns: int64 [ops], what they read together, as ``Model.profile`` collects it.
     """
     whole = unread = 0.0
-    for op, columns in zip(tape.ops, measured[1].tolist(), strict=True):
+    for op, read in zip(tape.ops, columns.tolist(), strict=True):
         if op[Field.CODE] in _ATTENTION:
             continue
         whole += _bytes_read(op, 0)
         if op[Field.CODE] in _BY_COLUMN:
-            unread += max(0.0, 1 - columns / max(n_tokens, 1) / int(op[Field.K])) * _column_bytes(op)
+            unread += max(0.0, 1 - read / max(n_tokens, 1) / int(op[Field.K])) * _column_bytes(op)
     return unread / whole
+
+
+def weight_time_saved(tape: Tape, columns: NDArray[np.int64]) -> float:
+    """Of the time in which all weights are read, the share that tokens did not need, 0 to 1: a projection of which as
+    many columns are read as pay at most takes as long as one of which all are.
+
+    columns: int64 [tokens, ops], what each token read.
+    """
+    whole = saved = 0.0
+    for op, read in zip(tape.ops, columns.T, strict=True):
+        if op[Field.CODE] in _ATTENTION:
+            continue
+        whole += _bytes_read(op, 0)
+        if op[Field.CODE] in _BY_COLUMN and op[Field.MOST]:
+            saved += float(np.maximum(0, 1 - read / int(op[Field.MOST])).mean()) * _column_bytes(op)
+    return saved / whole
+
+
+def bytes_a_token(tape: Tape, positions: int) -> tuple[int, int]:
+    """What a dense tape reads for a token with ``positions`` in the cache: weights, keys and values."""
+    read = [(op[Field.CODE] in _ATTENTION, _bytes_read(op, positions)) for op in tape.ops]
+    return sum(n for cached, n in read if not cached), sum(n for cached, n in read if cached)
 
 
 def _column_bytes(op: NDArray[np.int64]) -> int:

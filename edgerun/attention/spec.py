@@ -2,7 +2,8 @@
 or both, joined by "+": DELTA choosing pages in its sparse layers, DeltaLLM's runs in all others.
 
 Calibrated settings need no parameters: "deltallm:kl=0.01" is the one that reads least and cost at most 0.01 nats a
-token when it was calibrated ("deltallm" alone: at most DEFAULT_KL), and "quality:kl=0.01" the one of any policy.
+token when it was calibrated ("deltallm" alone: at most DEFAULT_KL), and "quality:kl=0.01" the one of any policy; where
+a session says nothing of sparsity, that budget is for both (see ``calibration.budget``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ FULL = "full"
 QUALITY = "quality"
 DEFAULT_KL = 0.02
 """Nats a token that a calibrated setting may cost where the user states nothing."""
-_CALIBRATED = ("deltallm", "delta", "deltallm+delta")
+CALIBRATED = ("deltallm", "delta", "deltallm+delta")
+"""The policies whose settings a budget chooses among."""
 TYPICAL = 4096
 """Tokens at which settings are compared by the bytes that they read."""
 T = TypeVar("T")
@@ -67,6 +69,15 @@ def quality(kl: float) -> str:
     return f"{QUALITY}:kl={kl}"
 
 
+def budget(text: str) -> float | None:
+    """Nats a token, of "quality:kl=0.01"; None for other texts, and for what ``parse`` refuses."""
+    name, _, rest = text.partition(":")
+    key, _, written = rest.partition("=")
+    if name.strip() != QUALITY or (rest and key.strip() != "kl"):
+        return None
+    return _limit(text, QUALITY, written.strip()) if rest else DEFAULT_KL
+
+
 def _calibrated(text: str, config: Config) -> Attention | None:
     """The calibrated setting that a text asks for; None if it gives parameters, or asks for nothing calibrated."""
     names, limits = [], []
@@ -84,9 +95,9 @@ def _calibrated(text: str, config: Config) -> Attention | None:
     asked = bool(limits) or names == [QUALITY]
     limit = min(limits, default=DEFAULT_KL)
     policy = "+".join(sorted(names, reverse=True))
-    if policy not in (QUALITY, *_CALIBRATED, "deltallm-element"):
+    if policy not in (QUALITY, *CALIBRATED, "deltallm-element"):
         return None
-    policies = _CALIBRATED if policy == QUALITY else (policy,)
+    policies = CALIBRATED if policy == QUALITY else (policy,)
     settings = [s for s in read_settings(config) if s.policy in policies]
     if not settings and asked:
         raise OptionError(

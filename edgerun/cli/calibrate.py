@@ -61,9 +61,9 @@ def command(
     """Calibrate sparse attention, or activation sparsity, for MODEL and write the settings into its package.
 
     The first half of the text is searched, costs are measured on the second. Afterwards `--quality X`, wherever a
-    model runs, takes the setting that reads least and costs at most X; `--attention deltallm` and `delta` need no
-    parameters. Longer texts may cost more: calibrate with the context that you use. An interrupted calibration goes on
-    where it was.
+    model runs, takes the settings that read least and together cost at most X; `--attention deltallm` and `delta` need
+    no parameters. Longer texts may cost more: calibrate with the context that you use. An interrupted calibration goes
+    on where it was.
     """
     from edgerun.calibration.calibrate import POLICIES, calibrate
     from edgerun.sparsity.calibrate import calibrate_package
@@ -95,7 +95,8 @@ def command(
         _print(settings)
         for point in points:
             click.echo(
-                f"{ACTIVATIONS}: mean KL {point['kl']:.5f}, {point['weight_bytes_skipped']:.1%} of weights unread"
+                f"{ACTIVATIONS}: mean KL {point['kl']:.5f}, {point['weight_bytes_skipped']:.1%} of weights unread, "
+                f"{point['weight_time_saved']:.1%} of their time saved"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ def needle(
     hay = GRASS if text is None else read_text(text)
     folder = resolve(model)
     with runtime.load(str(folder)) as loaded:
+        runtime = replace(runtime, attention=loaded.attention, sparsity=loaded.sparsity)
         hidden = task.needles(loaded.tokenizer, hay, lengths, task.even_depths(depths), repeat, loaded.context)
         ours, theirs, sparsity = _measured(
             lambda reader, progress: task.measure(reader, hidden, progress), folder, loaded, runtime, against
@@ -100,6 +101,7 @@ def questions(
         asked = qa.asked(qa.load(path), limit, shots)
         count, measure = len(asked), lambda reader, progress: qa.measure(reader, asked, progress)
     with runtime.load(str(folder)) as loaded:
+        runtime = replace(runtime, attention=loaded.attention, sparsity=loaded.sparsity)
         ours, theirs, sparsity = _measured(measure, folder, loaded, runtime, against)
     found = _scores(ours, theirs)
     if as_json:

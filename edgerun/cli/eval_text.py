@@ -42,6 +42,7 @@ def run(
     folder = resolve(model)
     runtime = replace(runtime, context=window)
     with runtime.load(str(folder)) as loaded:
+        runtime = replace(runtime, attention=loaded.attention, sparsity=loaded.sparsity)
         scorer = ModelScorer(loaded)
         ids = scorer.encode(content)
         with _scorer(against, folder, loaded, runtime, scorer.stepwise) as other, ProgressBar() as progress:

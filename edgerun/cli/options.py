@@ -109,7 +109,8 @@ _quality = _machine(
     "--quality",
     type=click.FloatRange(0),
     metavar="KL",
-    help="Leave out what attention may at this cost (nats a token, such as 0.02), as `edgerun calibrate` found it.",
+    help="Leave out what attention, and unless --sparsity is given activations, may at this cost together (nats a "
+    "token, such as 0.02), as `edgerun calibrate` found it.",
 )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,17 @@ from edgerun.calibration.store import write_activations
 from edgerun.errors import OptionError
 from edgerun.evaluate import kl, log_softmax
 from edgerun.package.layout import dequantise, parts
-from edgerun.profile import weight_bytes_skipped
+from edgerun.profile import weight_bytes_skipped, weight_time_saved
 from edgerun.progress import Progress, silent
 from edgerun.sparsity.capture import capture
 from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.method import Method
-from edgerun.sparsity.projections import Projection, projections
+from edgerun.sparsity.projections import TERNARY, Projection, projections
 from edgerun.sparsity.tape import Chosen, most_columns, with_columns
 from edgerun.sparsity.threshold import Threshold
 
 if TYPE_CHECKING:
+    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
 
 Array = NDArray[Any]
@@ -99,12 +100,12 @@ class Calibration:
         for i, curve in enumerate(self.curves):
             progress(len(self.projections) + i, self._steps, "sensitivities")
             probe = min(curve, key=lambda setting: abs(np.log((setting.error + 1e-12) / PROBED)))
-            kl, _ = text.measure([Chosen(self.projections[i], self.columns[i], probe.made())])
-            self.sensitivities.append(kl / max(probe.error, 1e-12))
+            found = text.measure([Chosen(self.projections[i], self.columns[i], probe.made())])
+            self.sensitivities.append(found.kl / max(probe.error, 1e-12))
 
     def point(self, budget: float, methods: Sequence[str] = METHODS) -> dict[str, Any] | None:
-        """The setting of these methods that skips most for a mean KL within the budget: "kl", "weight_bytes_skipped",
-        "methods" as ``calibrated`` has them. None where none does."""
+        """The setting of these methods that saves most for a mean KL within the budget, as ``calibrated`` has it. None
+        where none does."""
         best: dict[str, Any] | None = None
         low, high = 1e-12, 1e-4  # KL a byte
         for step in range(STEPS):
@@ -119,14 +120,14 @@ class Calibration:
                 for projection, columns, setting in zip(self.projections, self.columns, picked, strict=True)
                 if setting is not None
             ]
-            kl, skipped = self._kept.measure([Chosen(p, columns, setting.made()) for p, columns, setting in pairs])
-            if kl > budget:
+            found = self._kept.measure([Chosen(p, columns, setting.made()) for p, columns, setting in pairs])
+            if found.kl > budget:
                 high = price
                 continue
             low = price
-            if best is None or skipped > best["weight_bytes_skipped"]:
+            if best is None or found.weight_time_saved > best["weight_time_saved"]:
                 chosen = {projection.name: [setting.method, setting.at] for projection, _, setting in pairs}
-                best = {"kl": kl, "weight_bytes_skipped": skipped, "methods": chosen}
+                best = {**found._asdict(), "methods": chosen}
         self._progress(STEPS, STEPS, f"KL {budget:g}")
         return best
 
@@ -155,9 +156,10 @@ def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array) -
     size = np.abs(inputs) * worth
     root = np.sqrt(np.square(size).mean(1, keepdims=True))
     power = np.square(inputs @ matrix.T).sum()
-    most, n_bytes = most_columns(projection), projection.run_bytes * projection.k
+    n_bytes = projection.run_bytes * projection.k
     found = []
-    for method in METHODS:
+    for method in METHODS[:1] if projection.fmt in TERNARY else METHODS:
+        most = most_columns(projection, Delta if method == "delta" else Threshold)
         for at in GRID:
             if method == "threshold":
                 kept = size >= at * root
@@ -186,6 +188,15 @@ def _unsent(inputs: Array, worth: Array, limits: Array, most: int) -> tuple[Arra
     return sent, missing
 
 
+class Measured(NamedTuple):
+    """kl: mean nats a token, to the dense model. The shares of the weights' bytes, and of the time to read them, that
+    were not needed."""
+
+    kl: float
+    weight_bytes_skipped: float
+    weight_time_saved: float
+
+
 class _Text:
     """Tokens to measure with: the first ones, or a third, are prefilled, the others decoded one by one."""
 
@@ -194,22 +205,24 @@ class _Text:
         self.first = len(tokens) // 3 if first is None else first
         self.wanted = self._log_p([])[0]
 
-    def measure(self, chosen: Sequence[Chosen]) -> tuple[float, float]:
-        """Mean KL of the model with these to the dense one, and the share of the weights' bytes that is skipped."""
-        log_p, skipped = self._log_p(chosen)
-        return float(kl(self.wanted, log_p).mean()), skipped
+    def measure(self, chosen: Sequence[Chosen]) -> Measured:
+        log_p, tape, columns = self._log_p(chosen)
+        skipped = weight_bytes_skipped(tape, columns.sum(0), len(columns))
+        return Measured(float(kl(self.wanted, log_p).mean()), skipped, weight_time_saved(tape, columns))
 
-    def _log_p(self, chosen: Sequence[Chosen]) -> tuple[Array, float]:
+    def _log_p(self, chosen: Sequence[Chosen]) -> tuple[Array, Tape, Array]:
+        """Of each decoded token [tokens, vocab_size], the tape that ran, and the columns each read [tokens, ops]."""
         session = self.model.session("none", sparsity="none")
         session.tape = with_columns(self.model.tape, chosen, self.model.threads)
         session.prefill(self.tokens[: self.first])
         measured = np.zeros((2, len(session.tape.ops)), np.int64)
         self.model.profile = measured
         try:
-            logits = np.stack([session.decode(token).copy() for token in self.tokens[self.first :]])
+            rows = [(session.decode(token).copy(), measured[1].copy()) for token in self.tokens[self.first :]]
         finally:
             self.model.profile = None
-        return log_softmax(logits), weight_bytes_skipped(session.tape, measured, len(logits))
+        logits, columns = (np.stack(part) for part in zip(*rows, strict=True))
+        return log_softmax(logits), session.tape, np.diff(columns, axis=0, prepend=0)
 
 
 def calibrate_package(

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.sparsity.projections import projections
+from edgerun.sparsity.projections import TERNARY, projections
 from edgerun_kernels.record import (
     GROUP,
+    ROW_SCALES,
     SECOND_TERM,
     TILE_HEADER,
     Field,
     Run,
     activation_bytes,
     first_stride,
+    row_activation_bytes,
     second_start,
     second_stride,
 )
@@ -42,8 +44,10 @@ def capture(model: Model, tokens: Sequence[int], first: int) -> list[NDArray[np.
         address = int(run[Run.ARENA] + model.tape.ops[quantize, Field.Y])
         for projection, into in zip(found, inputs, strict=True):
             if projection.quantize == quantize:
-                row = (ctypes.c_uint8 * activation_bytes(projection.k, 1)).from_address(address)
-                into[run[Run.POSITION] - first] = values(np.ctypeslib.as_array(row), projection.k)
+                ternary = projection.fmt in TERNARY
+                read, n_bytes = (row_values, row_activation_bytes) if ternary else (values, activation_bytes)
+                row = (ctypes.c_uint8 * n_bytes(projection.k, 1)).from_address(address)
+                into[run[Run.POSITION] - first] = read(np.ctypeslib.as_array(row), projection.k)
 
     model.stops = {quantize + 1: partial(keep, quantize) for quantize in {one.quantize for one in found}}
     try:
@@ -63,4 +67,11 @@ def values(tile: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
     second = tile[start : start + n_second * stride_2].reshape(n_second, stride_2)
     found[second[:, :8].copy().view(np.int64)[:, 0]] += second[:, 8 : 8 + GROUP].view(np.int8) / np.float32(SECOND_TERM)
     row: NDArray[np.float32] = (found * first[:, GROUP : GROUP + 4].copy().view(np.float32)).ravel()[:k]
+    return row
+
+
+def row_values(tile: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
+    """The same of a quantised row with one scale."""
+    scale = tile[ROW_SCALES : ROW_SCALES + 4].view(np.float32)[0]
+    row: NDArray[np.float32] = tile[TILE_HEADER : TILE_HEADER + k].view(np.int8) * scale
     return row

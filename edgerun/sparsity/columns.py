@@ -6,7 +6,6 @@ what is read of it, which the system takes back where it is short).
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,9 @@ from numpy.typing import NDArray
 
 from edgerun import cache
 from edgerun.lowering.tape import Tape
+from edgerun.package import layout
 from edgerun.package.layout import GROUP, dequantise, unpack
+from edgerun.package.tensors import map_file
 from edgerun.sparsity.layout import pack, parts
 from edgerun.sparsity.projections import Projection
 
@@ -46,7 +47,7 @@ def open_columns(package: Package, tape: Tape, wanted: Sequence[Projection]) -> 
             if not _is_whole(path, size):
                 _write(path, size, places, package, tape, wanted)
     with cache.writing(path), path.open("rb") as file:
-        mapped = np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
+        mapped = np.frombuffer(map_file(file.fileno()), np.uint8)
     return [_views(mapped, one) for one in places]
 
 
@@ -116,10 +117,14 @@ def _write(
 def _made(package: Package, tape: Tape, projection: Projection) -> dict[str, NDArray[Any]]:
     names = {record: site.name for site in tape.sites if site.kind == "linear" for record in site.records}
     wanted = parts(projection.fmt, projection.rows, projection.k)
-    stored = [{part: package.tensor(f"{names[record]}.{part}") for part in wanted} for record in projection.records]
     shapes = [(n, projection.k) for n in projection.rows]
+    stored = [
+        {part: package.tensor(f"{names[record]}.{part}") for part in layout.parts(projection.fmt, *shape)}
+        for record, shape in zip(projection.records, shapes, strict=True)
+    ]
     arrays = {name: np.empty(part.shape, part.dtype) for name, part in wanted.items()}
-    pack(projection.fmt, [unpack(projection.fmt, t, *s) for t, s in zip(stored, shapes, strict=True)], arrays)
+    if arrays:
+        pack(projection.fmt, [unpack(projection.fmt, t, *s) for t, s in zip(stored, shapes, strict=True)], arrays)
     squares = np.zeros(-(-projection.k // GROUP) * GROUP)
     for tensors, (n, k) in zip(stored, shapes, strict=True):
         squares[:k] += np.square(dequantise(projection.fmt, tensors, n, k)).sum(0, dtype=np.float64)

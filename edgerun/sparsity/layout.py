@@ -9,6 +9,9 @@ q  uint8 [32 G, lines, 64]       line s < N / L of a column: byte 16 a + 4 u + r
                                  with one more, since columns a power of two apart would share the places of a cache.
 d  float16 [G, N]                scales
 m  float16 [G, N]                minima, of q4m only
+
+Of ternary layers q lies as in ``package.layout``'s ternary_columns, with L = 256; their scales, one a layer, are the
+package's. Those that the package has column by column are read from there.
 """
 
 from __future__ import annotations
@@ -19,10 +22,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.package.layout import GROUP, ROWS, Unpacked
+from edgerun.package import layout
+from edgerun.package.layout import COLUMN_ROWS, GROUP, ROWS, Unpacked
 
 Array = NDArray[Any]
-LINE_ROWS = {"q4": 128, "q4m": 128, "q8": 64}
+LINE_ROWS = {
+    "q4": 128,
+    "q4m": 128,
+    "q8": 64,
+    "ternary": COLUMN_ROWS,
+    "ternary_triples": COLUMN_ROWS,
+    "ternary_columns": COLUMN_ROWS,
+}
 """Weight rows in a line of a column, of the formats that can lie so."""
 
 
@@ -42,6 +53,10 @@ def stack_rows(fmt: str, rows: Sequence[int]) -> int:
 def parts(fmt: str, rows: Sequence[int], k: int) -> dict[str, Part]:
     """The arrays of a stack: "q", "d", "m" -> Part."""
     n, groups = stack_rows(fmt, rows), -(-k // GROUP)
+    if fmt == "ternary_columns":
+        return {}
+    if fmt in ("ternary", "ternary_triples"):
+        return {"q": Part(np.dtype("u1"), (groups * GROUP, n // COLUMN_ROWS, 64))}
     lines = n // LINE_ROWS[fmt] | 1
     scales = Part(np.dtype("<f2"), (groups, n))
     found = {"q": Part(np.dtype("u1"), (groups * GROUP, lines, 64)), "d": scales}
@@ -50,6 +65,9 @@ def parts(fmt: str, rows: Sequence[int], k: int) -> dict[str, Part]:
 
 def pack(fmt: str, layers: Sequence[Unpacked], into: dict[str, Array]) -> None:
     """Writes layers with one input, as ``package.layout.unpack`` gives them, into the arrays of their ``parts``."""
+    if fmt in ("ternary", "ternary_triples"):
+        _pack_ternary(layers, into["q"])
+        return
     line_rows, zero = LINE_ROWS[fmt], 8 if fmt == "q4" else 0
     q, lines = into["q"], into["d"].shape[1] // LINE_ROWS[fmt]
     q[:, lines:] = 0
@@ -71,3 +89,9 @@ def pack(fmt: str, layers: Sequence[Unpacked], into: dict[str, Array]) -> None:
         if fmt != "q8":
             rows = rows[:64] | rows[64:] << 4
         q[:, line] = rows.reshape(4, 4, 4, -1).swapaxes(0, 1).reshape(64, -1).T
+
+
+def _pack_ternary(layers: Sequence[Unpacked], into: Array) -> None:
+    codes = [np.pad(layer.values, ((0, -len(layer.values) % ROWS), (0, 0)), constant_values=1) for layer in layers]
+    packed = layout.pack("ternary_columns", np.concatenate(codes), np.ones(1, np.float32))
+    into[...] = packed["q"].reshape(into.shape)

@@ -6,12 +6,21 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgerun.lowering.tape import Tape
 from edgerun.sparsity.layout import LINE_ROWS, parts, stack_rows
 from edgerun_kernels.record import Field, Flag, Op
 
 Kind = Literal["qkv", "attention_output", "gate_up", "down"]
 KINDS: tuple[Kind, ...] = ("qkv", "attention_output", "gate_up", "down")
+TERNARY = ("ternary", "ternary_triples", "ternary_columns")
+_FORMATS = {
+    Op.LINEAR_Q4: "q4",
+    Op.LINEAR_Q8: "q8",
+    **dict(zip((Op.LINEAR_TERNARY, Op.LINEAR_TERNARY_TRIPLES, Op.LINEAR_TERNARY_COLUMNS), TERNARY, strict=True)),
+}
 _KINDS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "attention_output", "down_proj": "down"}
 
 
@@ -19,8 +28,9 @@ _KINDS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "attentio
 class Projection:
     """Linear layers of one weight format that multiply the same quantised input.
 
-    name: its kind behind what its layers' names share.  fmt: "q4", "q4m" or "q8".  quantize: the record that makes the
-    input.  records: of the layers, in order.  rows, k: their output features, and the input features.
+    name: its kind behind what its layers' names share.  fmt: "q4", "q4m", "q8" or one of TERNARY.  quantize: the
+    record that makes the input.  records: of the layers, in order.  rows, k: their output features, and the input
+    features.
     """
 
     name: str
@@ -51,17 +61,16 @@ class Projection:
 
 
 def projections(tape: Tape) -> list[Projection]:
-    """Those whose columns can be skipped, in the order in which they run: layers of 4 or 8 bits over quantised
-    activations, but for the output head."""
+    """Those whose columns can be skipped, in the order in which they run: ternary layers, and those of 4 or 8 bits over
+    quantised activations, but for the output head."""
     made: dict[int, int] = {}  # where a quantised input lies -> the record that wrote it last
     found: dict[tuple[int, str], list[int]] = {}
     for i, op in enumerate(tape.ops):
         code = op[Field.CODE]
-        if code == Op.QUANTIZE:
+        if code in (Op.QUANTIZE, Op.QUANTIZE_ROWS):
             made[int(op[Field.Y])] = i
-        elif code in (Op.LINEAR_Q4, Op.LINEAR_Q8) and not op[Field.FLAGS] & Flag.LOGITS:
-            fmt = "q8" if code == Op.LINEAR_Q8 else "q4m" if op[Field.M] else "q4"
-            found.setdefault((made[int(op[Field.X])], fmt), []).append(i)
+        elif code in _FORMATS and not op[Field.FLAGS] & Flag.LOGITS:
+            found.setdefault((made[int(op[Field.X])], _format(op)), []).append(i)
     return [_projection(tape, quantize, fmt, tuple(records)) for (quantize, fmt), records in found.items()]
 
 
@@ -75,10 +84,15 @@ def _projection(tape: Tape, quantize: int, fmt: str, records: tuple[int, ...]) -
     return Projection(name, kind, fmt, quantize, records, rows, int(tape.ops[records[0]][Field.K]))  # type: ignore[arg-type]
 
 
+def _format(op: NDArray[np.int64]) -> str:
+    fmt = _FORMATS[Op(op[Field.CODE])]
+    return "q4m" if fmt == "q4" and op[Field.M] else fmt
+
+
 def _first_format(tape: Tape, quantize: int) -> str:
     """Of the layers of an input: those of others have their format in their name."""
     x = tape.ops[quantize][Field.Y]
     for op in tape.ops[quantize + 1 :]:
-        if op[Field.CODE] in (Op.LINEAR_Q4, Op.LINEAR_Q8) and op[Field.X] == x:
-            return "q8" if op[Field.CODE] == Op.LINEAR_Q8 else "q4m" if op[Field.M] else "q4"
+        if op[Field.CODE] in _FORMATS and op[Field.X] == x:
+            return _format(op)
     return ""

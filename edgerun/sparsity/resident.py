@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from edgerun.errors import OptionError
 from edgerun.lowering.tape import Tape
 from edgerun.sparsity.columns import Columns, open_columns
-from edgerun.sparsity.projections import projections
+from edgerun.sparsity.delta import Delta
+from edgerun.sparsity.projections import TERNARY, projections
 from edgerun.sparsity.spec import parse
 from edgerun.sparsity.tape import Chosen, may_pay, with_columns
 
@@ -47,9 +48,13 @@ class Sparsity:
                 found = projections(dense)
                 if not found:
                     raise OptionError(
-                        f"sparsity {spec!r}: this model has no layers of 4 or 8 bits over quantised activations, whose "
-                        "columns could be skipped (ternary ones that gain by it skip zeros anyway); leave it out, or "
-                        "--compute float32"
+                        f"sparsity {spec!r}: this model has no ternary layers, nor any of 4 or 8 bits over quantised "
+                        "activations, whose columns could be skipped; leave it out, or --compute float32"
+                    )
+                if all(p.fmt in TERNARY for p in found) and any(isinstance(m, Delta) for m in setting.methods.values()):
+                    raise OptionError(
+                        f"sparsity {spec!r}: a ternary layer's inputs are integers of another scale at each token, so "
+                        "sums cannot be kept from one to the next; choose threshold or zero"
                     )
                 chosen = []
                 for projection, columns in zip(found, self._opened(), strict=True):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgerun.sparsity.columns import Columns
 from edgerun.sparsity.method import Room
-from edgerun.sparsity.projections import Projection
+from edgerun.sparsity.projections import TERNARY, Projection
 from edgerun_kernels.record import Field, Op
 
 
@@ -26,7 +26,7 @@ class Threshold:
         self, quantize: NDArray[np.int64], projection: Projection, columns: Columns, room: Room
     ) -> list[NDArray[np.int64]]:
         record = np.zeros(Field.COUNT, np.int64)
-        record[Field.CODE] = Op.KEEP_LARGE
+        record[Field.CODE] = Op.KEEP_LARGE_ROW if projection.fmt in TERNARY else Op.KEEP_LARGE
         record[Field.X], record[Field.X_PRIVATE] = quantize[Field.Y], quantize[Field.Y_PRIVATE]
         record[Field.K] = projection.k
         record[Field.W] = columns.worth.ctypes.data

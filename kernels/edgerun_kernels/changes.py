@@ -9,6 +9,7 @@ The state changes when a layer's outputs are joined; until then every thread fin
 
 import numpy as np
 
+from .column_list import ALL
 from .columns import scratch_address
 from .kernel import inner, op_kernel
 from .linear import input_address, n_rows
@@ -44,10 +45,15 @@ from .simd.ops import (
     zero_i32,
 )
 
-HOLDS, REFRESHED, STEP = 0, 8, 16
-"""In the state's header."""
+HOLDS, REFRESHED, STEP, REST = 0, 8, 16, 32
+"""In the state's header. At REST, for even and for odd positions: before which position nothing is looked for, and how
+many positions that rest had. What is found at a position is written for the next, so no thread reads what another is
+writing."""
 AFRESH, NEW_STEP = 24, 32
 """In the header of a thread's scratch: whether everything is computed afresh, and the float32 step."""
+LONGEST_REST = 7
+"""Positions that multiply by all columns unseen, after too much has moved several times in a row (1, 3, 7): looking
+costs as much as a twentieth of a small layer."""
 STEPS_A_ROOT = np.float32(32)
 """Steps that the root mean square of a row has when it is computed afresh; up to twice as many."""
 FARTHEST, MOST = np.float32(1 << 21), np.float32(127 * 128)
@@ -61,6 +67,27 @@ HIGH = 128
 @inner
 def state_address(op, run):
     return field(run, Run.SPARSITY) + field(op, Field.RUNNING)
+
+
+@inner
+def rests(op, run):
+    """Whether all columns are multiplied without a look at what has moved."""
+    state, position = state_address(op, run), field(run, Run.POSITION)
+    return load_i64(state + HOLDS) != 0 and position < load_i64(state + REST + 16 * (position & 1))
+
+
+@inner
+def rest_after(op, run, looked, chosen):
+    """Writes, for the next position, how long to rest: as before where nothing was looked for, longer each time that
+    too much had moved."""
+    state, position = state_address(op, run), field(run, Run.POSITION)
+    now, later = state + REST + 16 * (position & 1), state + REST + 16 * ((position + 1) & 1)
+    end, count = load_i64(now), load_i64(now + 8)
+    if looked:
+        count = 0 if chosen else min(2 * count + 1, LONGEST_REST)
+        end = position + 1 + count
+    store_i64(later, end)
+    store_i64(later + 8, count)
 
 
 @inner
@@ -120,11 +147,15 @@ def high_part(steps):
 def keep_changes(op, run, tid, n_threads):
     """To a quantised row at Y, the changes of the one at X that are at least THRESHOLD times the root mean square of
     all that inputs are worth; W: what they are worth by, float32, padded with zeros to whole groups. A change is
-    step * (first + 128 * second). Afresh where the state does not hold, or has for REFRESH positions. SCRATCH: room
-    for the values."""
+    step * (first + 128 * second). Afresh where the state does not hold, or has for REFRESH positions. Nothing is
+    written while it rests. SCRATCH: room for the values."""
     if n_rows(op, run) != 1:
         return
     x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
+    resting = rests(op, run)
+    store_i64(scratch + ALL, 1 if resting else 0)
+    if resting:
+        return
     state, worth, value = state_address(op, run), field(op, Field.W), scratch + STATE_HEADER
     n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
     since, longest = field(run, Run.POSITION) - load_i64(state + REFRESHED), field(op, Field.REFRESH)

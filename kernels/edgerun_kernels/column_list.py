@@ -9,8 +9,9 @@ from .kernel import inner
 from .record import COLUMN_AHEAD, GROUP, SEGMENT_BYTES, TILE_HEADER, first_stride, second_stride
 from .simd.ops import count_ones, first_one, load_i64, load_u8, nonzero_bytes, store_i64, store_u8
 
-CHOSEN, N_SEGMENTS, ZERO_SUM = 0, 8, 16
-"""In the header: whether columns are skipped; how many segments follow; a float32 0."""
+CHOSEN, N_SEGMENTS, ZERO_SUM, ALL = 0, 8, 16, 40
+"""In the header: whether columns are skipped; how many segments follow; a float32 0; whether the op before has found
+that all columns are wanted, and written no row."""
 QUADS, FIRST, TERMS, SUM, SCALES, MINIMA, SUMS, VALUES = range(0, SEGMENT_BYTES, 8)
 """In a segment: fours of columns, the first one's number in the list; addresses of the group's terms, of their float32
 sum, of the weights' scales and minima, of the part's sums, of the terms that are listed."""

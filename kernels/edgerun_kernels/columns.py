@@ -158,17 +158,36 @@ def slab_step(n_slabs):
 
 
 @inner
-def one_row(op, run, tid, n_threads):
-    """This thread's share of the active columns, to the sums at the start of its scratch."""
-    k, stride, n_slabs = matrix(op)
-    x = input_address(op, run, tid) + TILE_HEADER
-    sums = scratch_address(op, run, tid)
-    for i in range(0, 1024 * n_slabs, 64):
-        store_i32x16(sums + i, zero_i32())
-    total = n_active(x, k)
+def row_address(op, run, tid):
+    """The one row that is multiplied: what a policy has made of the input (UP), or the input."""
+    if field(op, Field.UP) != 0:
+        return field(run, Run.ARENA) + field(op, Field.UP) + tid * field(op, Field.X_PRIVATE)
+    return input_address(op, run, tid)
+
+
+@inner
+def count_columns(run, tid, n):
     counter = field(run, Run.COLUMNS_READ)
     if tid == 0 and counter != 0:
-        store_i64(counter, load_i64(counter) + total)
+        store_i64(counter, load_i64(counter) + n)
+
+
+@inner
+def one_row(op, run, tid, n_threads):
+    """This thread's share of the active columns, to the sums at the start of its scratch."""
+    x = row_address(op, run, tid) + TILE_HEADER
+    total = n_active(x, matrix(op)[0])
+    count_columns(run, tid, total)
+    add_columns(op, x, total, tid, n_threads, scratch_address(op, run, tid))
+
+
+@inner
+def add_columns(op, x, total, tid, n_threads, sums):
+    """A thread's share of the ``total`` active columns of a row, to int32 sums of all weight rows, behind which it
+    makes its list."""
+    k, stride, n_slabs = matrix(op)
+    for i in range(0, 1024 * n_slabs, 64):
+        store_i32x16(sums + i, zero_i32())
     quads = (total + 3) // 4
     first, last = 4 * share(quads, tid, n_threads), min(4 * share(quads, tid + 1, n_threads), total)
     if first >= last:
@@ -199,7 +218,7 @@ def gather_columns(op, run, tid, n_threads):
     """What the threads summed up, added and scaled: a linear layer's output. Only where one row runs."""
     if n_rows(op, run) != 1:
         return
-    x, y = input_address(op, run, tid), output_address(op, run)
+    x, y = row_address(op, run, tid), output_address(op, run)
     n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
     offset, scale = splat_i32(load_i32(x)), splat(load_f32(field(op, Field.D)) * load_f32(x + ROW_SCALES))
     for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):

@@ -7,8 +7,9 @@ parts and rows evenly; ``join_columns`` adds them, so a result's bits do not dep
 columns are wanted, or several rows run, ``join_columns`` multiplies by all columns instead.
 """
 
-from .changes import AFRESH, state_address, state_sums, take_changes
+from .changes import AFRESH, rest_after, state_address, state_sums, take_changes
 from .column_list import (
+    ALL,
     CHOSEN,
     FIRST,
     MINIMA,
@@ -180,10 +181,13 @@ def _one_row(adding, line_rows, has_minimum, exact):
         n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
         segments, addresses, _, _, masks = places(scratch, n_groups)
         x = input_address(op, run, tid)
-        total, cost = mark(x, n_groups, masks)
-        afresh = not exact or load_i64(scratch + AFRESH) != 0
-        chosen = total <= field(op, Field.MOST) or (exact and afresh)
+        looked = field(op, Field.KEEPS) == 0 or load_i64(scratch + ALL) == 0
+        total, cost = mark(x, n_groups, masks) if looked else (0, 0)
+        afresh = not exact or (looked and load_i64(scratch + AFRESH) != 0)
+        chosen = looked and (total <= field(op, Field.MOST) or (exact and afresh))
         store_i64(scratch + CHOSEN, 1 if chosen else 0)
+        if exact and tid == 0:
+            rest_after(op, run, looked, chosen)
         counter = field(run, Run.COLUMNS_READ)
         if tid == 0 and counter != 0:
             store_i64(counter, load_i64(counter) + (total if chosen else GROUP * n_groups))

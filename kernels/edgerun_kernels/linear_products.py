@@ -40,9 +40,9 @@ class Format(NamedTuple):
 
     products: ``(tile, fetch) -> kernel`` of a tile of outputs (see ``_grouped``); fetch: a Fetch, or None. group_bytes:
     of weights, 16 rows by 32 columns. d_groups: groups that share a scale, 0: all. half_d, half_m: bytes from the
-    scales, minima or factors of rows 0..7 to those of rows 8..15. alone, shared: how one row's weights are fetched by a thread
-    that has the memory for itself, and by one that has not. streams: places of the weights, far from each other, that
-    one row reads in turns.
+    scales, minima or factors of rows 0..7 to those of rows 8..15. alone, shared: how one row's weights are fetched by a
+    thread that has the memory for itself, and by one that has not. streams: places of the weights, far from each other,
+    that one row reads in turns.
     """
 
     products: Callable[[Tile, Any], Any]

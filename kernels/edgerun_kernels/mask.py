@@ -1,16 +1,17 @@
-"""A copy of a quantised row with its large inputs, and 0 for the others; where one row runs.
+"""A copy of a quantised row, or of one with one scale, with its large inputs and 0 for the others; where one row runs.
 
 How large an input is: |value| times what it is worth, the norm of its column. Every thread makes its own.
 """
 
 import numpy as np
 
+from .column_list import ALL
 from .columns import scratch_address
 from .kernel import inner, op_kernel
 from .linear import input_address, n_rows
 from .math import ZERO
 from .norm import SECOND, private_output, store_offsets
-from .record import GROUP, TILE_HEADER, Field, first_stride, second_stride
+from .record import GROUP, ROW_SCALES, TILE_HEADER, Field, first_stride, second_stride
 from .simd.ops import (
     field,
     field_f64,
@@ -26,6 +27,7 @@ from .simd.ops import (
     sqrt,
     store_f32,
     store_f32x16,
+    store_i32,
     store_i64,
     store_low_bytes,
     sum_f32,
@@ -41,6 +43,8 @@ LOOKED_AT = 24
 """Groups, about, of which the limit for a share is found: more would make it no better."""
 STEPS, NARROWEST = 10, np.float32(1e-4)
 """Halvings, on a scale of octaves, of the range from the largest size down to this part of it."""
+HEADER = 64
+"""Of a thread's scratch; see ``column_list``."""
 SCALE, OFFSET, SUM = GROUP, GROUP + 4, GROUP + 12
 ONE = np.int32(1)
 
@@ -116,23 +120,40 @@ def keep_group(terms, y, size, limit):
     return store_terms(y, p, q, load_f32(terms + SCALE))
 
 
+@inner
+def level(op, largest, root, n_groups, size):
+    """The least size that is kept."""
+    share = field_f64(op, Field.SHARE)
+    if share != 0:
+        return limit_for(share, largest, n_groups, field(op, Field.K), size)
+    return np.float32(field_f64(op, Field.THRESHOLD)) * root
+
+
+@inner
+def too_many(op, scratch, n_groups, limit):
+    """Whether more than MOST sizes are at least the limit, so that no input is to be left out; it is written down."""
+    size, count = scratch + HEADER, zero_i32()
+    for i in range(0, GROUP * n_groups, 16):
+        count = count + kept(splat_i32(ONE), load_f32x16(size + 4 * i), limit)
+    found = sum_i32(count) > field(op, Field.MOST)
+    store_i64(scratch + ALL, 1 if found else 0)
+    return found
+
+
 @op_kernel
 def keep_large(op, run, tid, n_threads):
     """Of the row at X, to one at Y: the inputs whose size is at least THRESHOLD times the sizes' root mean square, or
-    with SHARE the largest ones, about that share of all. W: what inputs are worth, float32, padded with zeros to whole
-    groups. SCRATCH: room for the sizes."""
+    with SHARE the largest ones, about that share of all; nothing where they are more than MOST. W: what inputs are
+    worth, float32, padded with zeros to whole groups. SCRATCH: a header, room for the sizes."""
     if n_rows(op, run) != 1:
         return
-    x, y, size = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
-    k = field(op, Field.K)
-    n_groups = (k + GROUP - 1) // GROUP
+    x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
+    size = scratch + HEADER
+    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
     largest, root = sizes(x, n_groups, field(op, Field.W), size)
-    share = field_f64(op, Field.SHARE)
-    if share != 0:
-        level = limit_for(share, largest, n_groups, k, size)
-    else:
-        level = np.float32(field_f64(op, Field.THRESHOLD)) * root
-    limit = splat(level)
+    limit = splat(level(op, largest, root, n_groups, size))
+    if too_many(op, scratch, n_groups, limit):
+        return
     store_i64(y, load_i64(x))
     moved, left, second = y - x, load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
     for g in range(n_groups):
@@ -144,3 +165,35 @@ def keep_large(op, run, tid, n_threads):
             second += STRIDE_2
             left -= 1
         store_f32(terms + moved + SUM, load_f32(terms + SCALE) * value)
+
+
+@inner
+def row_sizes(x, n_groups, worth, to):
+    """As ``sizes``, of a row with one scale, which does not matter: in its steps."""
+    largest, total = splat(ZERO), splat(ZERO)
+    for i in range(0, GROUP * n_groups, 16):
+        u = vabs(to_float(load_i8x16(x + TILE_HEADER + i)) * load_f32x16(worth + 4 * i))
+        store_f32x16(to + 4 * i, u)
+        largest = vmax(u, largest)
+        total = fma(u, u, total)
+    return max_f32(largest), sqrt(sum_f32(total) / np.float32(GROUP * n_groups))
+
+
+@op_kernel
+def keep_large_row(op, run, tid, n_threads):
+    """``keep_large`` of a row with one scale."""
+    if n_rows(op, run) != 1:
+        return
+    x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
+    size = scratch + HEADER
+    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+    largest, root = row_sizes(x, n_groups, field(op, Field.W), size)
+    limit, total = splat(level(op, largest, root, n_groups, size)), zero_i32()
+    if too_many(op, scratch, n_groups, limit):
+        return
+    for i in range(0, GROUP * n_groups, 16):
+        terms = kept(load_i8x16(x + TILE_HEADER + i), load_f32x16(size + 4 * i), limit)
+        store_low_bytes(y + TILE_HEADER + i, terms)
+        total = total + terms
+    store_i32(y, -sum_i32(total))
+    store_f32(y + ROW_SCALES, load_f32(x + ROW_SCALES))

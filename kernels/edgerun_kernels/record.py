@@ -75,6 +75,9 @@ class Op(IntEnum):
     COLUMNS_DELTA_Q4 = 55
     COLUMNS_DELTA_Q8 = 56
     JOIN_DELTA = 57
+    KEEP_LARGE_ROW = 58
+    COLUMNS_TERNARY = 59
+    JOIN_TERNARY = 60
 
 
 class Field(IntEnum):
@@ -120,12 +123,13 @@ class Field(IntEnum):
     BITS = 21  # of a value, 4 or 8; W are codes, D bfloat16 scales, SCALE the variant's weight
     DENSE = 16  # column skipping, in attention's places: the code of the op that multiplies by all columns
     MOST = 17  # columns that are multiplied one by one, at most; where more are wanted, all are
-    SUMS = 18  # arena offset of float32 [PARTS, rows of the stack]
+    SUMS = 18  # arena offset of float32 [PARTS, rows of the stack]; of ternary stacks, of the threads' scratch
     PARTS = 19  # groups of columns that are summed up apart, whatever the number of threads
     START = 20  # the layer's first row in its stack
-    STACK = 21  # rows of the stack, padded to whole lines
+    STACK = 21  # rows of the stack, padded to whole lines; of ternary ones, bytes of a thread's scratch
     RUNNING = 23  # in the session's state of sparsity: where that of this projection begins (see ``changes``)
     REFRESH = 24  # positions after which everything is computed afresh; 0: never
+    KEEPS = 25  # 1: the op before says in the header of SCRATCH whether it has left inputs out at all
     SHARE = 22  # KEEP_LARGE: float64 bits, of the inputs that are kept; 0: as many as are above THRESHOLD
     COUNT = 32
 
@@ -272,6 +276,12 @@ def columns_scratch_bytes(n: int, k: int, rows: int) -> int:
     return max(one, TILE_SUMS * -(-rows // TILE_ROWS))
 
 
+def ternary_scratch_bytes(n: int, k: int) -> int:
+    """A thread's scratch for a stack of n ternary rows whose columns are skipped: a header line, and one row's of
+    ``columns_scratch_bytes``."""
+    return 64 + columns_scratch_bytes(n, k, 1)
+
+
 def list_scratch_bytes(k: int) -> int:
     """A thread's scratch for lists of the active ones of k columns: a header line, segments of groups with one term and
     with two, addresses, two terms, and the masks of all groups."""
@@ -282,7 +292,7 @@ def list_scratch_bytes(k: int) -> int:
 
 STATE_HEADER = 64
 """Bytes before a projection's state of delta activations: int64, whether it holds; position of the last refresh;
-float64 step."""
+float32 step; at 32, twice the position that ends a rest, and the rest's length (see ``changes``)."""
 
 
 def state_sums(k: int) -> int:

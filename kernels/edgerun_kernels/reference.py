@@ -324,6 +324,19 @@ def keep_large(x: Quantised, keep: NDArray[np.bool_]) -> Quantised:
     return x._replace(first=first, second=second, sums=sums)
 
 
+def row_sizes(x: QuantisedRows, worth: F32) -> F32:
+    """``sizes`` of rows with one scale, in its steps."""
+    padded = np.zeros(x.ints.shape[1], np.float32)
+    padded[: len(worth)] = worth
+    size: F32 = np.abs(x.ints.astype(np.float32) * padded)
+    return size
+
+
+def keep_rows(x: QuantisedRows, keep: NDArray[np.bool_]) -> QuantisedRows:
+    """x with 0 where ``keep`` [rows, 32 G] does not hold."""
+    return x._replace(ints=np.where(keep, x.ints, np.int8(0)))
+
+
 class DeltaInput:
     """The inputs of a layer as delta activations send them, one row after the other (arXiv 2107.07305): references and
     changes are integers, in steps."""

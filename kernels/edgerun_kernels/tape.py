@@ -22,12 +22,13 @@ from .grouped_columns import (
 from .kernel import INT, exported, inner
 from .linear import linear_q4, linear_q6k, linear_q8, linear_ternary
 from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_q8_float
-from .mask import keep_large
+from .mask import keep_large, keep_large_row
 from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
 from .simd.ops import field, load_i64, store_i64, ticks
 from .sparse_delta import embed_delta, sparse_delta
+from .ternary_columns import columns_ternary, join_ternary
 from .triples import linear_ternary_triples
 
 # Plain integers: inside a kernel Numba would look an enumeration up at every use.
@@ -47,6 +48,7 @@ SPARSE_DELTA, EMBED_DELTA = int(Op.SPARSE_DELTA), int(Op.EMBED_DELTA)
 COLUMNS_Q4, COLUMNS_Q8, JOIN_COLUMNS = int(Op.COLUMNS_Q4), int(Op.COLUMNS_Q8), int(Op.JOIN_COLUMNS)
 COLUMNS_DELTA_Q4, COLUMNS_DELTA_Q8, JOIN_DELTA = int(Op.COLUMNS_DELTA_Q4), int(Op.COLUMNS_DELTA_Q8), int(Op.JOIN_DELTA)
 KEEP_LARGE, KEEP_CHANGES = int(Op.KEEP_LARGE), int(Op.KEEP_CHANGES)
+KEEP_LARGE_ROW, COLUMNS_TERNARY, JOIN_TERNARY = int(Op.KEEP_LARGE_ROW), int(Op.COLUMNS_TERNARY), int(Op.JOIN_TERNARY)
 
 
 @inner
@@ -127,6 +129,12 @@ def run_op(code, op, run, tid, n_threads):
         columns_delta_q8(op, run, tid, n_threads)
     elif code == JOIN_DELTA:
         join_delta(op, run, tid, n_threads)
+    elif code == KEEP_LARGE_ROW:
+        keep_large_row(op, run, tid, n_threads)
+    elif code == COLUMNS_TERNARY:
+        columns_ternary(op, run, tid, n_threads)
+    elif code == JOIN_TERNARY:
+        join_ternary(op, run, tid, n_threads)
     elif code == READ_MEMORY:
         read_memory(op, run, tid, n_threads)
 

@@ -42,11 +42,12 @@ class Team:
             args = (self.kernels, self._block, self._wake[tid], tid)
             threading.Thread(target=_work, args=args, name=f"edgerun-{tid}", daemon=True).start()
 
-    def run(self, tape: int, n_ops: int, run: int) -> None:
+    def run(self, tape: int, n_ops: int, run: int, *, all_threads: bool = False) -> None:
         """Runs ``n_ops`` records at address ``tape`` for the run record at address ``run``; returns when all is done.
 
-        One row takes as many threads as ``Width`` says, several take all. Sets the run record's barrier field.
-        Thread-safe. The memory must stay alive until the call returns.
+        One row takes as many threads as ``Width`` says, several take all. all_threads: so does one row; for the parts
+        of a tape, since a thread finds in a later one what it has made for itself in an earlier one. Sets the run
+        record's barrier field. Thread-safe. The memory must stay alive until the call returns.
         """
         if os.getpid() != self._pid:  # another thread of the parent may have held the lock when it forked
             self._lock = threading.Lock()
@@ -55,7 +56,7 @@ class Team:
             if self._closed:
                 raise RuntimeError("the thread team is closed")
             ctypes.c_int64.from_address(run + 8 * Run.BARRIER).value = self.barrier
-            one_row = ctypes.c_int64.from_address(run + 8 * Run.N_ROWS).value == 1
+            one_row = ctypes.c_int64.from_address(run + 8 * Run.N_ROWS).value == 1 and not all_threads
             n_threads = self._width.now if one_row else self.n_threads
             stalled = self._field(Control.STALLED)
             stalled.value, start = 0, perf_counter()

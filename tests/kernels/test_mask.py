@@ -25,6 +25,8 @@ from .harness import (
 )
 from .weights import second_terms
 
+ALL = 40
+"""In a thread's scratch, whether all columns are wanted; see ``column_list``."""
 K = st.integers(1, 140) | st.integers(3000, 3100)
 
 
@@ -42,6 +44,7 @@ def masked(isa: str, x: reference.Quantised, worth: Array, n_threads: int = 1, *
             Y_PRIVATE=stride(y),
             W=memory.rows(worth[None], gap=0),
             K=len(worth),
+            MOST=1 << 40,
             SCRATCH=room,
             SCRATCH_PRIVATE=stride(room),
             **fields,
@@ -114,6 +117,25 @@ def test_a_share(isa: str, pattern: str, terms: str, k: int, share: float, seed:
             assert abs(keep[:k].sum() - share * k) <= 0.1 * k
     if pattern == "normal" and terms == "none":
         np.testing.assert_array_equal(got[means], bytes_[means])
+
+
+@every_isa
+@pytest.mark.parametrize("kernel", ["keep_large", "keep_large_row"])
+@pytest.mark.parametrize("most", [0, 39, 40, 100])
+def test_nothing_is_written_where_all_are_wanted(isa: str, kernel: str, most: int) -> None:
+    """Of 70 inputs 40 are above the threshold: with fewer to be read one by one, it is only said."""
+    rng = np.random.default_rng(5)
+    values = np.concatenate([np.full(40, 1.0), np.full(30, 0.1)]).astype(np.float32)[rng.permutation(70)][None]
+    x = reference.quantize(values) if kernel == "keep_large" else reference.quantize_rows(values)
+    with Memory() as memory:
+        tiles = activations(memory, x)
+        room, y = memory.room((1, 4096), np.uint8), memory.room((1, 4096), np.uint8)
+        worth = memory.rows(np.ones((1, 70), np.float32), gap=0)
+        op = memory.op(X=tiles, Y=y, W=worth, K=70, SCRATCH=room, THRESHOLD=0.5, MOST=most)
+        call(isa, kernel, op, memory.run(N_ROWS=1))
+        said = room[0, ALL : ALL + 8].view(np.int64)[0]
+        assert said == (most < 40)
+        assert (y == POISON).all() == (most < 40)
 
 
 @every_isa

@@ -42,7 +42,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small layers' columns never do."""
     for module in (sparse_tape, calibration):
-        monkeypatch.setattr(module, "most_columns", lambda projection: projection.k * 9 // 10)
+        monkeypatch.setattr(module, "most_columns", lambda projection, method=None: projection.k * 9 // 10)
 
 
 @pytest.mark.parametrize("threshold", [np.inf, 2.0, 0.0])
@@ -98,7 +98,7 @@ def test_what_the_package_has_of_attention_stays(package: Path, tmp_path: Path) 
     heads = (config.n_layers, config.n_kv_heads)
     setting = Setting(DeltaLLM(np.ones(heads, np.float32)), None, 64, 0.01, 2.0, 2.0, 0.5, 0.6)
     write_settings(folder, [setting])
-    points = {"points": [{"kl": 0.01, "weight_bytes_skipped": 0.1, "methods": {}}]}
+    points = {"points": [{"kl": 0.01, "weight_time_saved": 0.1, "methods": {}}]}
     write_activations(folder, points)
     write_settings(folder, [setting])
     found = read_config(folder / CONFIG)

@@ -44,7 +44,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def columns_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to 60 % of them: such small layers' hardly do."""
-    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection: projection.k * 6 // 10)
+    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection, method=None: projection.k * 6 // 10)
 
 
 def logits(model: Model, sparsity: str, variant: str | Path | None = None) -> Array:
@@ -59,7 +59,7 @@ def test_without_zeros_the_columns_are_the_rows(package: Path, monkeypatch: pyte
     with Model(package, threads=2) as model:
         dense = logits(model, "none")
         np.testing.assert_array_equal(logits(model, "zero"), dense)
-    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection: projection.k)
+    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection, method=None: projection.k)
     with Model(package, threads=2) as model:
         got = logits(model, "zero")
     np.testing.assert_array_equal(got[:30], dense[:30])
@@ -179,7 +179,7 @@ def test_float32_has_nothing_to_skip(package: Path) -> None:
 
 def test_delta_without_a_threshold_is_near_and_does_not_drift(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All changes are sent: what differs from dense is the rounding to steps, however long it runs."""
-    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection: projection.k)
+    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection, method=None: projection.k)
     with Model(package, threads=2) as model:
         dense, got = logits(model, "none"), logits(model, "delta:at=0")
         np.testing.assert_array_equal(got[:30], dense[:30])

@@ -31,8 +31,8 @@ def test_what_delta_means() -> None:
 
 POINTS = {
     "points": [
-        {"kl": 0.01, "weight_bytes_skipped": 0.1, "methods": {"layers.0.qkv": ["threshold", 0.2]}},
-        {"kl": 0.03, "weight_bytes_skipped": 0.2, "methods": {"layers.0.down": ["delta", 0.5]}},
+        {"kl": 0.01, "weight_time_saved": 0.1, "methods": {"layers.0.qkv": ["threshold", 0.2]}},
+        {"kl": 0.03, "weight_time_saved": 0.2, "methods": {"layers.0.down": ["delta", 0.5]}},
     ]
 }
 
@@ -54,11 +54,11 @@ def test_what_was_calibrated() -> None:
         {},
         {"points": 3},
         {"points": [{"kl": 0.01}]},
-        {"points": [{"kl": "a", "weight_bytes_skipped": 0.1, "methods": {}}]},
-        {"points": [{"kl": 0.01, "weight_bytes_skipped": 0.1, "methods": {"x": ["teal", 0.1]}}]},
-        {"points": [{"kl": 0.01, "weight_bytes_skipped": 0.1, "methods": {"x": ["delta", -1]}}]},
-        {"points": [{"kl": 0.01, "weight_bytes_skipped": 0.1, "methods": {"x": "delta"}}]},
-        {"points": [{"kl": 0.01, "weight_bytes_skipped": 0.1, "methods": []}]},
+        {"points": [{"kl": "a", "weight_time_saved": 0.1, "methods": {}}]},
+        {"points": [{"kl": 0.01, "weight_time_saved": 0.1, "methods": {"x": ["teal", 0.1]}}]},
+        {"points": [{"kl": 0.01, "weight_time_saved": 0.1, "methods": {"x": ["delta", -1]}}]},
+        {"points": [{"kl": 0.01, "weight_time_saved": 0.1, "methods": {"x": "delta"}}]},
+        {"points": [{"kl": 0.01, "weight_time_saved": 0.1, "methods": []}]},
     ],
 )
 def test_a_damaged_calibration_is_one_line(found: object) -> None:
