@@ -71,7 +71,7 @@ def test_arm_tiles_stay_in_registers(isa: str) -> None:
 
 def test_all_objects_together_are_small() -> None:
     """The wheel has them all, and the bitcode."""
-    assert sum(len(built(target.name)) for target in TARGETS) < 4_900_000
+    assert sum(len(built(target.name)) for target in TARGETS) < 5_000_000
 
 
 def linear_code(isa: str) -> list[bytes]:
