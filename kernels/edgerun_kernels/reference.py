@@ -337,6 +337,21 @@ def keep_rows(x: QuantisedRows, keep: NDArray[np.bool_]) -> QuantisedRows:
     return x._replace(ints=np.where(keep, x.ints, np.int8(0)))
 
 
+class Rests:
+    """At which positions a layer of delta activations looks for what has moved: none for 1, 3, then 7 positions after
+    each time in a row that it was too much."""
+
+    def __init__(self) -> None:
+        self._end = self._count = 0
+
+    def looks(self, position: int) -> bool:
+        return position >= self._end
+
+    def looked(self, position: int, too_much: bool) -> None:
+        self._count = min(2 * self._count + 1, 7) if too_much else 0
+        self._end = position + 1 + self._count
+
+
 class DeltaInput:
     """The inputs of a layer as delta activations send them, one row after the other (arXiv 2107.07305): references and
     changes are integers, in steps."""

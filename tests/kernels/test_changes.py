@@ -249,3 +249,34 @@ def test_it_rests_longer_and_longer(isa: str, n_threads: int) -> None:
                 np.testing.assert_array_equal(y[0, :30], layers.wanted(held, layers.step)[0])
         # looked at: 6, 8, 12, 20, 28, 36, 44 and from there on each
         assert dense_rows == [position < 44 for position in range(6, 60)]
+
+
+@every_isa
+@examples(30)
+@given(
+    moved=st.lists(st.booleans(), min_size=1, max_size=40),
+    first=st.integers(0, 9),
+    n_threads=st.sampled_from(THREADS),
+    seed=st.integers(0, 2**31),
+)
+def test_rests_are_the_twins(isa: str, moved: list[bool], first: int, n_threads: int, seed: int) -> None:
+    """Whatever moves when: what is not looked at is multiplied dense, and changes nothing."""
+    rng = np.random.default_rng(seed)
+    still = reference.quantize(floats("normal", (1, 64), rng))
+    rests = reference.Rests()
+    with Memory() as memory:
+        made = small("q4", [30], 64, rng)
+        layers = DeltaLayers(memory, isa, made, np.ones(64, np.float32), n_threads, 0.01, MOST=20)
+        layers.row(still, first)
+        held = layers.references
+        for position, moves in enumerate(moved, first + 1):
+            x = reference.quantize(floats("normal", (1, 64), rng)) if moves else still
+            (y,) = layers.row(x, position)
+            np.testing.assert_array_equal(layers.references, held)
+            looks = rests.looks(position)
+            if looks:
+                rests.looked(position, moves)
+            if looks and not moves:
+                np.testing.assert_array_equal(y[0, :30], layers.wanted(held, layers.step)[0])
+            else:
+                same_bits(y, run_quantised(isa, x, made.stored[0], 30, 1))
