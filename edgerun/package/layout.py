@@ -10,8 +10,8 @@ q4      q uint8 [Nb, G, 4, 16, 4]         byte (b, g, c, r, j): row b*16+r; low 
 q4m     q, d as q4; m float16 as d        as q4                                               nibble * d + m (Q4_1)
 q8      q int8 [Nb, G, 8, 16, 4]          (b, g, c, r, j): row b*16+r, column g*32+c*4+j      q * d (Q8_0)
         d float16 [Nb, G, 16]
-q6k     q uint8 [Nb, G, 6, 16, 4]         lines 0..3 as q4: the low 4 bits; line 4+h, bits    (q - 32) * s * d
-        s int8 [Nb, G, 2, 16]             2p and 2p+1: the high 2 bits of column              (GGUF Q6_K)
+q6k     q uint8 [Nb, G, 6, 16, 4]         lines 1, 2, 4, 5 as q4's: the low 4 bits; line 3h,  (q - 32) * s * d
+        s int8 [Nb, G, 2, 16]             bits 2p and 2p+1: the high 2 bits of column         (GGUF Q6_K)
         d float16 [Nb, ceil(G/8), 16]     g*32+h*16+p*4+j; s of every 16 columns, d of 256
 ternary q uint8 [Nb, G, 2, 16, 4]         byte (b, g, h, r, j), bits 2p and 2p+1: row         (q - 1) * d
         d float32 [1]                     b*16+r, column g*32+h*16+p*4+j                      (BitNet)
@@ -89,6 +89,8 @@ _FORMATS = {
     "ternary_triples": _Format("ternary", "u1", 2, ("q", "d"), 2, 1),
     "f32": _Format("f32", "<f4", 32, ("w",)),
 }
+LOW_LINES, HIGH_LINES = [1, 2, 4, 5], [0, 3]
+"""Of q6k: in the order in which a kernel needs them, which is how memory gives them fastest."""
 _WHOLE = ("ternary_columns", "ternary_triples")
 """Formats that do not lie row block by row block."""
 FORMATS = tuple(_FORMATS)
@@ -249,7 +251,10 @@ def _interleave(fmt: str, rows: Array) -> Array:
     if fmt == "ternary":
         return _interleaved_pairs(rows)
     if fmt == "q6k":
-        return np.concatenate([_interleaved_nibbles(rows & 15), _interleaved_pairs(rows >> 4)], axis=2)
+        packed = np.empty((blocks, rows.shape[1] // GROUP, 6, ROWS, 4), np.uint8)
+        packed[:, :, LOW_LINES] = _interleaved_nibbles(rows & 15)
+        packed[:, :, HIGH_LINES] = _interleaved_pairs(rows >> 4)
+        return packed
     return _interleaved_nibbles(rows)
 
 
@@ -301,9 +306,10 @@ def _deinterleave(fmt: str, blocks: Array) -> Array:
         return plain.reshape(rows, -1)
     if fmt == "ternary":
         return _plain_pairs(plain).reshape(rows, -1)
-    low = np.stack((plain[:, :, :, :4] & 15, plain[:, :, :, :4] >> 4), axis=-2).reshape(rows, -1)
+    nibbles = plain[:, :, :, LOW_LINES] if fmt == "q6k" else plain
+    low = np.stack((nibbles & 15, nibbles >> 4), axis=-2).reshape(rows, -1)
     if fmt == "q6k":
-        low |= _plain_pairs(plain[:, :, :, 4:]).reshape(rows, -1) << 4
+        low |= _plain_pairs(plain[:, :, :, HIGH_LINES]).reshape(rows, -1) << 4
     return low
 
 

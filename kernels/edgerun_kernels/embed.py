@@ -48,9 +48,9 @@ def row_q8(w, d, m, r, k, y):
 def row_q6k(w, d, m, r, k, y):
     for column in range(k):
         g, c, j = column // GROUP, column % GROUP // 4, column % 4
-        group = w + 384 * g + 4 * r + j
-        low = np.int64(load_u8(group + 64 * (c // 2))) >> 4 * (c % 2) & 15
-        high = np.int64(load_u8(group + 256 + 64 * (c // 4))) >> 2 * (c % 4) & 3
+        half = w + 384 * g + 192 * (c // 4) + 4 * r + j
+        low = np.int64(load_u8(half + 64 + 64 * (c % 4 // 2))) >> 4 * (c % 2) & 15
+        high = np.int64(load_u8(half)) >> 2 * (c % 4) & 3
         factor = signed(np.int64(load_u8(m + 32 * g + 16 * (c // 4) + r)))
         scale = scale_of(d + 32 * (g // SUPER_GROUPS), r)
         store_f32(y + 4 * column, np.float32((low + (high << 4) - 32) * factor) * scale)

@@ -9,7 +9,7 @@ and whatever runs beside it.
 """
 
 from .kernel import inner, op_kernel
-from .linear_products import NEAR, Q4, Q4M, Q6K, Q8, TERNARY
+from .linear_products import Q4, Q4M, Q6K, Q8, SEVERAL_ROWS, TERNARY
 from .math import share
 from .record import GROUP, ROWS, TILE_ROWS, Field, Flag, Run
 from .simd.ops import field, is_wide, load_f32x16, store_f32x16
@@ -59,11 +59,11 @@ def _kernel(fmt):
     ``w`` on as if all blocks did."""
     group_bytes, d_groups, half_d, half_m = fmt.group_bytes, fmt.d_groups, fmt.half_d, fmt.half_m
     streams = fmt.streams
-    one = several = several_alone = fmt.products(Tile(1, 1), fmt.shared)
+    one = several = fmt.products(Tile(1, 1), fmt.fetch)
     if streams > 1:
-        several, several_alone = (fmt.products(Tile(1, streams), fetch) for fetch in (fmt.shared, fmt.alone))
-    wide, single = (fmt.products(Tile(TILE_ROWS, blocks), NEAR) for blocks in (2, 1))
-    half = fmt.products(Tile(TILE_ROWS, 1, lanes=8), NEAR)
+        several = fmt.products(Tile(1, streams), fmt.fetch)
+    wide, single = (fmt.products(Tile(TILE_ROWS, blocks), SEVERAL_ROWS) for blocks in (2, 1))
+    half = fmt.products(Tile(TILE_ROWS, 1, lanes=8), SEVERAL_ROWS)
     tile_memory = stack_memory(64 * TILE_ROWS * 2)
 
     @inner
@@ -98,17 +98,14 @@ def _kernel(fmt):
                 block += n_blocks
 
     @inner
-    def one_row(op, n_threads, x, y, first, last, n_groups, w0, d0, m0):
+    def one_row(op, x, y, first, last, n_groups, w0, d0, m0):
         """Where there are registers, in ``streams`` parts side by side."""
         stride, d_stride, m_stride = n_groups * group_bytes, scale_bytes(n_groups), n_groups * 32
         out = tile_memory()
         part = (last - first) // streams if streams > 1 and is_wide() != 0 else 0
         for block in range(first, first + part):
             w, d, m = w0 + block * stride, d0 + block * d_stride, m0 + block * m_stride
-            if n_threads == 1:
-                several_alone(w, d, m, part * stride, part * d_stride, part * m_stride, x, n_groups, out)
-            else:
-                several(w, d, m, part * stride, part * d_stride, part * m_stride, x, n_groups, out)
+            several(w, d, m, part * stride, part * d_stride, part * m_stride, x, n_groups, out)
             for i in range(streams):
                 finish(op, y, block + i * part, load_f32x16(out + 64 * i))
         for block in range(first + streams * part, last):
@@ -117,12 +114,12 @@ def _kernel(fmt):
             finish(op, y, block, load_f32x16(out))
 
     @inner
-    def some_blocks(op, run, tid, n_threads, rows, first, last, w):
+    def some_blocks(op, run, tid, rows, first, last, w):
         x, y = input_address(op, run, tid), output_address(op, run)
         n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
         d, m = field(op, Field.D), field(op, Field.M)
         if rows == 1:
-            one_row(op, n_threads, x, y, first, last, n_groups, w, d, m)
+            one_row(op, x, y, first, last, n_groups, w, d, m)
         else:
             several_rows(op, rows, x, y, first, last, n_groups, w, d, m)
 
@@ -130,7 +127,7 @@ def _kernel(fmt):
     def kernel(op, run, tid, n_threads):
         n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
         first, last = share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)
-        some_blocks(op, run, tid, n_threads, n_rows(op, run), first, last, field(op, Field.W))
+        some_blocks(op, run, tid, n_rows(op, run), first, last, field(op, Field.W))
 
     return kernel, some_blocks
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .kernel import inner
 from .record import GROUP, ROW_SCALES, SUPER_GROUPS, first_stride, second_stride
 from .record import TILE_HEADER as HEADER
-from .simd.ops import dot_i8_bias, dot_u4_takes_u8, load_f32, load_i64, prefetch, prefetch_far, prefetch_once
+from .simd.ops import dot_i8_bias, dot_u4_takes_u8, load_f32, load_i64, prefetch, prefetch_once
 from .simd.tiles import Tile
 
 MOST_GROUPS = 16384
@@ -27,11 +27,7 @@ class Fetch(NamedTuple):
     scales: int
 
 
-NEAR, ONCE = Fetch(prefetch, 4096, 512), Fetch(prefetch_once, 4096, 512)
-"""For several rows, and for one: measured at the memory's speed, where with 4 bits the hardware's own prefetch alone
-gives 10 % less and going farther gives 30 % less."""
-CLOSE, FAR = Fetch(prefetch_once, 2048, 256), Fetch(prefetch_far, 8192, 1024)
-"""For 6 bits."""
+SEVERAL_ROWS, ONCE = Fetch(prefetch, 4096, 512), Fetch(prefetch_once, 4096, 512)
 
 
 class Format(NamedTuple):
@@ -39,9 +35,11 @@ class Format(NamedTuple):
 
     products: ``(tile, fetch) -> kernel`` of a tile of outputs (see ``_grouped``); fetch: a Fetch, or None. group_bytes:
     of weights, 16 rows by 32 columns. d_groups: groups that share a scale, 0: all. half_d, half_m: bytes from the
-    scales, minima or factors of rows 0..7 to those of rows 8..15. alone, shared: how one row's weights are fetched by a
-    thread that has the memory for itself, and by one that has not. streams: places of the weights, far from each other,
-    that one row reads in turns.
+    scales, minima or factors of rows 0..7 to those of rows 8..15. fetch: how weights are prefetched for one
+    row; None: by the hardware alone. streams: places of the weights, far from each other, that one row reads in turns.
+    Both as measured at the memory's speed: from lines that lie in the order of their use, in streams enough for the
+    arithmetic between them, the hardware fetches a seventh (q8, ternary, q4) to two fifths (q6k) faster than any
+    instruction; with scales and minima beside short rows it does not keep up (q4m).
     """
 
     products: Callable[[Tile, Any], Any]
@@ -49,8 +47,7 @@ class Format(NamedTuple):
     d_groups: int = 1
     half_d: int = 16
     half_m: int = 16
-    alone: Fetch | None = ONCE
-    shared: Fetch | None = ONCE
+    fetch: Fetch | None = None
     streams: int = 1
 
 
@@ -117,19 +114,19 @@ def _q6k(tile):
         dot, first, second, third, fourth = how
 
         @inner
-        def one(sums, w, pairs, stride, x):
-            nibbles, high = load(w, stride), load(pairs, stride)
+        def one(sums, w, stride, x):
+            high, nibbles = load(w, stride), load(w + 64, stride)
             sums = dot(sums, first(nibbles, high), x)
             sums = dot(sums, second(nibbles, high), x + 4)
-            nibbles = load(w + 64, stride)
+            nibbles = load(w + 128, stride)
             sums = dot(sums, third(nibbles, high), x + 8)
             return dot(sums, fourth(nibbles, high), x + 12)
 
         @inner
-        def two(sums, sums_2, w, pairs, stride, x, x_2):
-            nibbles, high = load(w, stride), load(pairs, stride)
+        def two(sums, sums_2, w, stride, x, x_2):
+            high, nibbles = load(w, stride), load(w + 64, stride)
             a, b = first(nibbles, high), second(nibbles, high)
-            nibbles = load(w + 64, stride)
+            nibbles = load(w + 128, stride)
             c, d = third(nibbles, high), fourth(nibbles, high)
             sums = dot(dot(dot(dot(sums, a, x), b, x + 4), c, x + 8), d, x + 12)
             sums_2 = dot(dot(dot(dot(sums_2, a, x_2), b, x_2 + 4), c, x_2 + 8), d, x_2 + 12)
@@ -156,11 +153,11 @@ def _q6k(tile):
     def one(w, stride, m, m_stride, x, offsets):
         low, high = half_starts(offsets)
         if dot_u4_takes_u8() != 0:
-            low = one_unsigned(low, w, w + 256, stride, x)
-            high = one_unsigned(high, w + 128, w + 320, stride, x + 16)
+            low = one_unsigned(low, w, stride, x)
+            high = one_unsigned(high, w + 192, stride, x + 16)
         else:
-            low = one_signed(low, w, w + 256, stride, x)
-            high = one_signed(high, w + 128, w + 320, stride, x + 16)
+            low = one_signed(low, w, stride, x)
+            high = one_signed(high, w + 192, stride, x + 16)
         return scaled(low, high, m, m_stride)
 
     @inner
@@ -168,11 +165,11 @@ def _q6k(tile):
         low, high = half_starts(offsets)
         low_2, high_2 = half_starts(offsets_2)
         if dot_u4_takes_u8() != 0:
-            low, low_2 = two_unsigned(low, low_2, w, w + 256, stride, x, x_2)
-            high, high_2 = two_unsigned(high, high_2, w + 128, w + 320, stride, x + 16, x_2 + 16)
+            low, low_2 = two_unsigned(low, low_2, w, stride, x, x_2)
+            high, high_2 = two_unsigned(high, high_2, w + 192, stride, x + 16, x_2 + 16)
         else:
-            low, low_2 = two_signed(low, low_2, w, w + 256, stride, x, x_2)
-            high, high_2 = two_signed(high, high_2, w + 128, w + 320, stride, x + 16, x_2 + 16)
+            low, low_2 = two_signed(low, low_2, w, stride, x, x_2)
+            high, high_2 = two_signed(high, high_2, w + 192, stride, x + 16, x_2 + 16)
         return scaled(low, high, m, m_stride), scaled(low_2, high_2, m, m_stride)
 
     return one, two
@@ -191,7 +188,7 @@ def _grouped(tile, fetch, how, group_bytes, d_groups, has_m, has_minimum):
     zero, load_scales = tile.zero(), tile.load_floats("f16")
     add_scaled, add_outer, store = tile.add_scaled(), tile.add_outer(), tile.store()
     rows, blocks = tile.rows, tile.blocks
-    fetches, (fetch_line, ahead, scales_ahead) = fetch is not None, fetch or NEAR
+    fetches, (fetch_line, ahead, scales_ahead) = fetch is not None, fetch or ONCE
     stride_1, stride_2 = first_stride(rows), second_stride(rows)
     scales, offsets, sums_1 = GROUP * rows, (GROUP + 4) * rows, (GROUP + 12) * rows
 
@@ -247,13 +244,14 @@ def _ternary(tile, fetch):
     times_4, times_16, times_64 = (tile.masked(3 << 2 * i) for i in (1, 2, 3))
     by_4, by_16, by_64 = (tile.shift_right(2 * i) for i in (1, 2, 3))
     rows, blocks = tile.rows, tile.blocks
-    fetch_line, ahead, _ = fetch
+    fetches, (fetch_line, ahead, _) = fetch is not None, fetch or ONCE
 
     @inner
     def fetch_ahead(w, stride):
-        for block in range(blocks):
-            fetch_line(w + block * stride + ahead)
-            fetch_line(w + block * stride + ahead + 64)
+        if fetches:
+            for block in range(blocks):
+                fetch_line(w + block * stride + ahead)
+                fetch_line(w + block * stride + ahead + 64)
 
     @inner
     def one_sum(w, stride, x, n_groups):
@@ -303,13 +301,10 @@ def _format(multiply, group_bytes, d_groups=1, has_m=False, has_minimum=False, *
     return Format(products, group_bytes, d_groups, **others)
 
 
-Q4 = _format(lambda tile: _q4(tile, MINUS_EIGHT), 256)
-Q4M = _format(lambda tile: _q4(tile, None), 256, has_m=True, has_minimum=True)
-Q8 = _format(_q8, 512, alone=None, shared=None)
-"""Eight lines a column are a stream that the hardware sees by itself: a seventh faster than ONCE."""
-Q6K = _format(_q6k, 384, d_groups=SUPER_GROUPS, has_m=True, half_m=8, alone=CLOSE, shared=FAR, streams=2)
-"""A thread has less to read than to compute here, so that one place at a time leaves the memory idle: two are up to a
-sixth faster."""
+Q4 = _format(lambda tile: _q4(tile, MINUS_EIGHT), 256, streams=3)
+Q4M = _format(lambda tile: _q4(tile, None), 256, has_m=True, has_minimum=True, fetch=ONCE)
+Q8 = _format(_q8, 512)
+Q6K = _format(_q6k, 384, d_groups=SUPER_GROUPS, has_m=True, half_m=8, streams=2)
 TERNARY = Format(_ternary, 128, d_groups=0, half_d=0)
 
 

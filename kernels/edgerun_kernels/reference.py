@@ -87,8 +87,8 @@ def bit_pairs(q: Array) -> NDArray[np.int64]:
 
 def q6k_rows(q: Array) -> NDArray[np.int64]:
     """q6k bytes uint8 [Nb, G, 6, 16, 4] -> -32..31, int64 [16 Nb, 32 G]."""
-    high = q[:, :, 4:].reshape(len(q), -1, ROWS, 4)
-    return nibbles(q[:, :, :4]) + 16 * bit_pairs(high) - 32
+    high = q[:, :, [0, 3]].reshape(len(q), -1, ROWS, 4)
+    return nibbles(q[:, :, [1, 2, 4, 5]]) + 16 * bit_pairs(high) - 32
 
 
 def q6k_factors(s: Array) -> NDArray[np.int64]:

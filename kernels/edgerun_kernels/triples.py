@@ -127,4 +127,4 @@ def linear_ternary_triples(op, run, tid, n_threads):
     for block in range(first, last):
         stride = expand(op, block, buffer)
         w = buffer - 2 * block * stride
-        ternary_blocks(op, run, tid, n_threads, rows, 2 * block, min(2 * block + 2, n_outputs), w)
+        ternary_blocks(op, run, tid, rows, 2 * block, min(2 * block + 2, n_outputs), w)

@@ -59,8 +59,9 @@ def stated_value(fmt: str, tensors: dict[str, NDArray[Any]], row: int, column: i
         byte = int(tensors["q"][block, g, within // 16, r, within % 4])
         return (np.float32(byte >> 2 * (within % 16 // 4) & 3) - np.float32(1)) * tensors["d"][0]
     if fmt == "q6k":
-        low = int(tensors["q"][block, g, within // 8, r, within % 4]) >> 4 * (within % 8 // 4) & 15
-        high = int(tensors["q"][block, g, 4 + within // 16, r, within % 4]) >> 2 * (within % 16 // 4) & 3
+        line = (1, 2, 4, 5)[within // 8]
+        low = int(tensors["q"][block, g, line, r, within % 4]) >> 4 * (within % 8 // 4) & 15
+        high = int(tensors["q"][block, g, 3 * (within // 16), r, within % 4]) >> 2 * (within % 16 // 4) & 3
         number = (low + 16 * high - 32) * int(tensors["s"][block, g, within // 16, r])
         return np.float32(number) * np.float32(tensors["d"][block, column // 256, r])
     d = np.float32(tensors["d"][block, g, r])
