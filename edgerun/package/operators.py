@@ -68,12 +68,12 @@ FINGERPRINTS = {
     "EmbedQ4": "7aecf23baa0768a00ab834bf90d2e666",
     "EmbedQ4M": "7351b77040a19264ddfd818fffb51bef",
     "EmbedQ8": "22e38e0e5fff6d23b9a6f489524c82dc",
-    "EmbedQ6K": "b3ffc8e96265730c92c0bc793a79508b",
+    "EmbedQ6K": "f5a181f589be3d00bccba9dea16aa0a0",
     "EmbedF32": "7a8f2c95a50604a086859bc50c73dd12",
     "LinearQ4": "c2a77fd422c55635b0ba7ac0b9b0ca72",
     "LinearQ4M": "1b8c2292d746c02a5f4226663f2c49cc",
     "LinearQ8": "b6cd2552cd55c9a673903148213f07ce",
-    "LinearQ6K": "1eaff78ad09c4e1b0eb5cf016d8b0c90",
+    "LinearQ6K": "7caa660e0fbf8e5a4834c79066da9bc4",
     "LinearF32": "d8c67b5e22e18fe700cbf7159956f20c",
     "BitLinear": "de80fb81d70759cb2a319e129953ff04",
     "SparseBitLinear": "53a149181f4ae84c4df6c0878ec2762d",
@@ -186,6 +186,7 @@ def _pairs(packed: str, axis: int) -> str:
 def _six_bit_lines(packed: str, axis: int) -> str:
     """`packed` bytes with six lines at `axis` -> `lows` (four of them) and `highs` (two)."""
     return f"""
+    line_axis = Constant <value_ints = [{axis}]> ()
     line_0 = Constant <value_ints = [0]> ()
     low_lines = Constant <value_ints = [1, 2, 4, 5]> ()
     high_lines = Constant <value_ints = [0, 3]> ()

@@ -80,8 +80,8 @@ def tile_q6k(w, d, m, k, x, others, a, b, c, e):
     for g in range((k + GROUP - 1) // GROUP):
         scale = f16_to_f32(load_i16x16(d + 32 * (g // SUPER_GROUPS)))
         for i in range(8):
-            nibbles = load_i32x16(w + 384 * g + 64 * (i // 2))
-            pairs = load_i32x16(w + 384 * g + 256 + 64 * (i // 4))
+            half = w + 384 * g + 192 * (i // 4)
+            pairs, nibbles = load_i32x16(half), load_i32x16(half + 64 + 64 * (i % 4 // 2))
             factor = to_float(load_i8x16(m + 32 * g + 16 * (i // 4))) * scale
             for j in range(4):
                 low = shift_right(nibbles, 8 * j + 4 * (i % 2)) & splat_i32(15)
