@@ -10,7 +10,7 @@ BIN  := $(VENV)/bin
 help:
 	@echo "make chat       set up, then talk to SmolLM2-135M-Instruct"
 	@echo "make test       set up with the test tools, then lint and test"
-	@echo "make test-arm   every test of the kernels on emulated ARM processors ('make test' has a tenth of their examples)"
+	@echo "make test-arm   every test of the kernels on emulated ARM processors ('make test' has a twentieth of their examples)"
 	@echo "make arm-report what the hot loops cost on ARM, by llvm-mca, into benchmarks/arm.json and arm.md"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format and fix the source"

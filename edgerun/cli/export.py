@@ -21,7 +21,7 @@ from edgerun.cli.terminal import human_bytes
 @click.option(
     "--compact",
     is_flag=True,
-    help="Ternary layers in 1.67 bits a weight instead of 2: a tenth less memory; slower but on processors with AVX-512.",
+    help="Ternary layers in 1.67 bits a weight instead of 2: a tenth less memory; slower where there is no AVX-512.",
 )
 @json_option
 def command(checkpoint: Path, out: Path, quant: str, compact: bool, as_json: bool) -> None:

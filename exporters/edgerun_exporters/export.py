@@ -56,8 +56,8 @@ def export(
     quant: "auto" (Q4_0, Q4_1, Q6_K and Q8_0 blocks stay bit for bit, other GGUF formats of up to 5 bits become 4 bits
     with a minimum, all else 8 bits), "q4" (linear layers in 4 bits, the rest in 8), "q6", "q8" or "f32". Ternary layers
     are exact whatever it is; beside them "auto" gives 6 bits.
-    compact: ternary layers in 1.67 bits a weight instead of 2, a tenth of a package less. Processors with AVX-512 decode
-    them as fast, and faster where memory is slow; others are slower with them.
+    compact: ternary layers in 1.67 bits a weight instead of 2, a tenth of the package less. Processors with AVX-512
+    decode them as fast, and faster where memory is slow; others are slower with them.
     progress(bytes done, bytes in all, tensor name) is called often. source_name: what to record as the source, a
     repository id (with a slash, "owner/name") or a file name; by default the name of the file or folder. deltas: of a
     variant, by package names, to be added to the weights; "auto" gives what they change 8 bits.
