@@ -31,9 +31,9 @@ class Loop(NamedTuple):
 
 
 LOOPS = (
-    Loop("q4 decode", 512, 1, 288 / 512, 4, 4, 5),
+    Loop("q4 decode", 512, 1, 288 / 512, 4, 4, 0),
     Loop("q4 with minima decode", 512, 1, 320 / 512, 8, 4, 6),
-    Loop("ternary decode", 512, 1, 128 / 512, 0, 0, 2),
+    Loop("ternary decode", 512, 1, 128 / 512, 0, 0, 0),
     Loop("q4 prefill, 4 rows", 256, 4, 288 / 512, 2, 8, 5),
     Loop("q4 with minima prefill, 4 rows", 256, 4, 320 / 512, 4, 8, 6),
     Loop("ternary prefill, 4 rows", 256, 4, 128 / 512, 0, 0, 2),
@@ -82,9 +82,10 @@ def iteration(assembly: str, loop: Loop, instruction: str) -> list[str]:
             found.append(trace)
     if not found:
         raise ValueError(f"no loop '{loop.name}' of {products} products is in the assembly")
-    best = min(found, key=len)
-    if not any(mnemonic(line).startswith(instruction) for line in best):
+    found = [trace for trace in found if any(mnemonic(line).startswith(instruction) for line in trace)]
+    if not found:
         raise ValueError(f"the loop '{loop.name}' has lost its {instruction}")
+    best = min(found, key=len)
     return [line for line in best if not re.match(r"(b|bl|ret|b\.\w+|cbn?z|tbn?z)\b", line)]
 
 
