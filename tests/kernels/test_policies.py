@@ -182,14 +182,14 @@ def compact_up_to(layer: Layer, isa: str, n_threads: int, row: Row, exact: int) 
     position = layer.position
     for step in range(STEP, exact, STEP):
         layer.position = step + runs.policy.window // STEP * STEP
-        layer.state.before(layer.position)
+        layer.state.before(layer.position, 1)
         same = [page.copy() for page in layer.pages]
         layer.run(isa, n_threads, row.q, row.k, row.v, Mode.RUNS, False)
         for page, before in zip(layer.pages, same, strict=True):
             page[:] = before
         layer.state.after(layer.position, 1)
     layer.position = position
-    layer.state.before(position)
+    layer.state.before(position, 1)
 
 
 @every_isa
