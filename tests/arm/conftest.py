@@ -53,6 +53,6 @@ def _make_kernels(folder: Path) -> None:
 
 
 def reduced() -> dict[str, str]:
-    """A twentieth of the examples, on the best instruction set of each processor; $EDGERUN_EXAMPLES chooses otherwise."""
+    """A twentieth of the examples, on the best instruction set of each; $EDGERUN_EXAMPLES chooses otherwise."""
     share = os.environ.get("EDGERUN_EXAMPLES")
     return {} if share else {"EDGERUN_EXAMPLES": "0.05", "EDGERUN_TESTED_ISAS": "best"}
