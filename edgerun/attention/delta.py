@@ -31,6 +31,12 @@ class Delta:
     recent: int = 8
     refresh: int = 1
 
+    @property
+    def ahead(self) -> int:
+        """How many of a page's last positions count for the page behind it too: what attends to one of them may attend
+        to the positions behind it before it is chosen anew."""
+        return min(self.refresh - 1, SPAN)
+
     def unfed(self, n_layers: int) -> int | None:
         """The lowest sparse layer below which none selects; None where every sparse layer has one."""
         dense = {*self.full, *self.select}
@@ -44,10 +50,12 @@ class Delta:
         return dense * exact + (1 - dense) * min(1.0, self.budget * SPAN / n_tokens)
 
 
-def page_scores(p: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32 [ceil(T / SPAN)] of the probabilities p [n_heads, T] of one query."""
+def page_scores(p: NDArray[np.float32], ahead: int = 0) -> NDArray[np.float32]:
+    """float32 [ceil(T / SPAN)] of the probabilities p [n_heads, T] of one query. ahead: as ``Delta.ahead``."""
     largest = p.max(axis=0)
-    scores: NDArray[np.float32] = np.pad(largest, (0, -len(largest) % SPAN)).reshape(-1, SPAN).sum(axis=1)
+    pages = np.pad(largest, (0, -len(largest) % SPAN)).reshape(-1, SPAN)
+    scores: NDArray[np.float32] = pages.sum(axis=1)
+    scores[1:] += pages[:-1, SPAN - ahead :].sum(axis=1)
     return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.deltallm import STEP, DeltaLLM
-from edgerun_kernels.memory import aligned
+from edgerun_kernels.memory import HUGE, aligned
 from edgerun_kernels.record import BLOCK, LayerState, block_bytes, padded_head, undo_bytes
 
 POOL_BLOCKS = 64
-"""Blocks that are allocated together, at least; more once there are many, so that the system can give large pages."""
+"""Blocks that are allocated together, at least; more once there are many, up to a large page."""
 MOST_UNDO = 2
 """Steps that can be taken back: a session can be rewound by so many and the window without computing anything again."""
 
@@ -32,8 +33,8 @@ class Heads(NamedTuple):
 
 @dataclass
 class Undo:
-    """exact: from where positions were exact. elements: as Runs'. kept: uint8 [n_layers, n_kv_heads, undo_bytes], as
-    the kernel wrote it."""
+    """exact: from where positions were exact. elements: as Runs'. kept: uint8 [layers that have runs, n_kv_heads,
+    undo_bytes], as the kernel wrote it."""
 
     exact: int
     elements: NDArray[np.int64]
@@ -75,9 +76,9 @@ class Runs:
     @property
     def bytes(self) -> int:
         """What it holds in memory."""
-        starts = 4 * self.counts.size * int(self.counts.max(initial=0))  # of zeros behind, the system gives none
-        arrays: list[NDArray[Any]] = [self.blocks, self.open, self.logarithms, *self._pools]
-        return starts + sum(a.nbytes for a in (*arrays, *(undo.kept for undo in self._undo)))
+        lists = 4 * int(self.counts.sum()) + 8 * int(self._have.sum())  # of zeros behind, the system gives none
+        arrays: list[NDArray[Any]] = [self.open, self.logarithms, *self._pools]
+        return lists + sum(a.nbytes for a in (*arrays, *(undo.kept for undo in self._undo)))
 
     @property
     def oldest(self) -> int:
@@ -109,10 +110,11 @@ class Runs:
         self._next = None
         if target > self.exact:
             self._reserve(target - self.exact)
-            kept = aligned(self.undo_bytes * self.counts.size).reshape(*self.counts.shape, self.undo_bytes)
+            shape = (int(self.layers.sum()), self.heads.n_kv_heads, self.undo_bytes)
+            kept = aligned(math.prod(shape)).reshape(shape)
             kept[..., :8] = 255  # a number of runs of -1, until the kernel has been there
             self._next = Undo(self.exact, self.elements.copy(), kept)
-            records[:, LayerState.UNDO] = [layer.ctypes.data for layer in kept]
+            records[self.layers, LayerState.UNDO] = [layer.ctypes.data for layer in kept]
         records[:, LayerState.EXACT_FROM] = self.exact
         records[:, LayerState.EXACT_TO] = target
 
@@ -138,8 +140,9 @@ class Runs:
             self._next = None
 
     def _take_back(self, undo: Undo) -> None:
-        for layer, head in np.argwhere(np.broadcast_to(self.layers[:, None], self.counts.shape)):
-            self._restore(layer, head, undo.kept[layer, head])
+        for layer, kept in zip(np.flatnonzero(self.layers), undo.kept, strict=True):
+            for head in range(self.heads.n_kv_heads):
+                self._restore(int(layer), head, kept[head])
         self.exact, self.elements[:] = undo.exact, undo.elements
 
     def _restore(self, layer: int, head: int, kept: NDArray[np.uint8]) -> None:
@@ -160,7 +163,7 @@ class Runs:
         for layer, head in np.argwhere((wanted > self._have) & self.layers[:, None]):
             while self._have[layer, head] < wanted[layer, head]:
                 if not self._free:
-                    n_new = max(POOL_BLOCKS, int(self._have.sum()) // 8)
+                    n_new = max(POOL_BLOCKS, min(HUGE // self.entry_bytes, int(self._have.sum()) // 8))
                     pool = aligned(n_new * self.entry_bytes)
                     self._pools.append(pool)
                     self._free = [int(pool.ctypes.data) + i * self.entry_bytes for i in reversed(range(n_new))]

@@ -2,7 +2,9 @@
 
 Beyond the paper: a token's pages are nearly those of the token before, so a selecting layer chooses anew only every
 ``refresh`` tokens, the layers in turn; in between it attends to what it chose, as the sparse layers above it do, and to
-what has come since. The token that follows a prefill chooses everything. Past choices are kept, so that a session that
+what has come since. Attention that copies moves on by a position a token, so that the page behind a position that is
+attended to may be wanted before the next choice: see ``Delta.ahead``, without which numbers that lie on two pages were
+not found. The token that follows a prefill chooses everything. Past choices are kept, so that a session that
 is rewound finds the one that stood there.
 """
 

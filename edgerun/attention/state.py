@@ -74,6 +74,7 @@ class AttentionState:
             (LayerState.NORMS, (h.n_heads, 2)),
             (LayerState.TOKENS, (h.n_kv_heads if self.runs else 0, stride)),
             (LayerState.SCORES, (stride // BLOCK,)),
+            (LayerState.SPILLED, (stride // BLOCK + 1,)),
         ):
             array = np.zeros(shape, np.float32)
             self._keep.append(array)
@@ -86,6 +87,7 @@ class AttentionState:
             r[layer, LayerState.CHOSEN] = self.selection.lists[self._feeds[layer]].ctypes.data
         r[:, LayerState.WEIGHTS_STRIDE] = stride
         r[:, LayerState.BUDGET], r[:, LayerState.RECENT] = delta.budget, delta.recent
+        r[:, LayerState.AHEAD] = delta.ahead
 
     @property
     def bytes(self) -> int:

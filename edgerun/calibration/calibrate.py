@@ -22,7 +22,7 @@ CONTEXT = 4096
 LEAST = 64
 POLICIES: tuple[Policy, ...] = ("deltallm", "delta", "both")
 JOURNAL = "calibration.partial.json"
-VERSION = 1
+VERSION = 2
 """Of what a journal holds; raised when the search changes."""
 
 

@@ -19,12 +19,15 @@ def budgets(context: int) -> list[int]:
     return sorted(budget for budget in wanted if RECENT < budget < pages)
 
 
-def candidates(errors: F64, sensitivity: F64, budget_pages: list[int], context: int, refresh: int = 1) -> list[Delta]:
-    """Those that nothing cheaper is expected to be better than, cheapest first. errors: of ``pages.page_errors``."""
+def candidates(
+    errors: F64, sensitivity: F64, budget_pages: list[int], context: int, most: int, refresh: int = 1
+) -> list[Delta]:
+    """Those that nothing cheaper is expected to be better than, cheapest first. errors: of ``pages.page_errors``. most:
+    layers that read everything."""
     n_layers = len(sensitivity)
     found: list[tuple[float, float, Delta]] = []
     for table, budget in zip(errors, budget_pages, strict=True):
-        for cost, full, select in plans(table, sensitivity, max(1, n_layers // 2)):
+        for cost, full, select in plans(table, sensitivity, max(1, most)):
             if select:
                 delta = Delta(full, select, budget, RECENT, refresh)
                 found.append((delta.share_read(n_layers, context), cost, delta))

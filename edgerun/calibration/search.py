@@ -47,6 +47,9 @@ TEXTS: dict[str, tuple[bool, int | None]] = {
 DECODED count, else the last three quarters."""
 RUNGS = (1, 0.75, 0.5, 0.25)
 """Parts of a budget that settings are kept for: held-out text may cost more, and users may want to pay less."""
+MOST_COMPACT = 1 / 6
+"""Layers, over all, that keep DeltaLLM's runs beside a cache that DELTA needs whole: they keep 4 to 6 keys of 10, and
+memory beside the cache should stay below a tenth of it."""
 DOUBLINGS, HALVINGS = 8, 2
 """Steps of a price until a budget is passed, and between the two prices around it."""
 
@@ -69,7 +72,7 @@ class Search:
         """What one policy reaches within ``budget``, nats a token: the most that it can leave out first."""
         if policy in ("delta", "both"):
             text = "held decoded"
-            found = self._with_pages(budget) if policy == "both" else self._pages(budget)
+            found = self._with_pages(budget) if policy == "both" else self._pages(budget, self._n_layers // 2)
         else:
             text = "held"
             curves = self._curves("element" if policy == "deltallm-element" else "key")
@@ -85,7 +88,8 @@ class Search:
 
     def _with_pages(self, budget: float) -> list[Attention]:
         """DELTA for half of the budget, and for the rest DeltaLLM in the layers that read everything."""
-        delta = next((attention.delta for attention in self._pages(budget / 2)), None)
+        most = int(self._n_layers * MOST_COMPACT)
+        delta = next((attention.delta for attention in self._pages(budget / 2, most)), None)
         if delta is None:
             return []
         exact = (*delta.full, *delta.select)
@@ -195,8 +199,9 @@ class Search:
                 rungs.append(max(fits))
         return [make(price) for price in rungs]
 
-    def _pages(self, budget: float) -> list[Attention]:
-        """The plan of DELTA that reads least within the budget; none if there is none."""
+    def _pages(self, budget: float, most: int) -> list[Attention]:
+        """The plan of DELTA that reads least within the budget, with at most so many layers that read everything; none
+        if there is none."""
         n = len(self._tokens)
         pages = budgets(n)
         if not pages:
@@ -210,7 +215,7 @@ class Search:
         best: tuple[float, float, Attention] | None = None
         weights = np.ones(self._n_layers), self._sensitivity  # neither predicts better for every model
         for refresh, weight in product(REFRESHES, weights):
-            found = self._cheapest(candidates(errors, weight, pages, n, refresh), budget)
+            found = self._cheapest(candidates(errors, weight, pages, n, most, refresh), budget)
             if found is not None and (best is None or found[:2] < best[:2]):
                 best = found
         return [] if best is None else [best[2]]

@@ -78,8 +78,9 @@ def spread_runs(op, run, layer, kv_head, room):
 @inner
 def score(op, layer, first, n_pages, room):
     """Of the pages of a step, from ``first`` on: the sum over a page's positions of the largest probability over all
-    heads."""
+    heads; and the sum of its last AHEAD positions, for the page behind it."""
     start = first * BLOCK
+    ahead, next_page = field(layer, LayerState.AHEAD), field(layer, LayerState.SPILLED) + 4
     if field(op, Field.MODE) != RUNS:
         step_probabilities(layer, 0, field(op, Field.N_HEADS), start, room)
     for page in range(first, min(first + CHUNK // BLOCK, n_pages)):
@@ -91,6 +92,11 @@ def score(op, layer, first, n_pages, room):
                 tokens = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
                 best = vmax(load_f32x16(tokens + 4 * start + at), best)
         store_f32(field(layer, LayerState.SCORES) + 4 * page, sum_f32(best))
+        store_f32x16(room + at, best)
+        spilled = np.float32(0)
+        for i in range(BLOCK - ahead, BLOCK):
+            spilled += load_f32(room + at + 4 * i)
+        store_f32(next_page + 4 * page, spilled)
 
 
 @inner
@@ -148,5 +154,8 @@ def select_pages(op, run, tid, n_threads):
         score(op, layer, step * per, n_pages, room)
     wait_for_all(barrier, n_threads, False)
     if tid == 0:
+        scores, spilled = field(layer, LayerState.SCORES), field(layer, LayerState.SPILLED)
+        for page in range(1, n_pages):
+            store_f32(scores + 4 * page, load_f32(scores + 4 * page) + load_f32(spilled + 4 * page))
         budget, recent = field(layer, LayerState.BUDGET), field(layer, LayerState.RECENT)
-        choose(field(layer, LayerState.SCORES), n_pages, budget, recent, field(layer, LayerState.CHOSEN))
+        choose(scores, n_pages, budget, recent, field(layer, LayerState.CHOSEN))

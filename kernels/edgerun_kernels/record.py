@@ -176,7 +176,9 @@ class LayerState(IntEnum):
     BUDGET = 21
     RECENT = 22
     HELD = 23  # 1: of a layer that selects, what it chose before stands: it reads that, and chooses nothing
-    COUNT = 24
+    AHEAD = 24  # how many of a page's last positions count for the page behind it too, at most BLOCK
+    SPILLED = 25  # float32 [WEIGHTS_STRIDE / BLOCK + 1]: what they are worth there
+    COUNT = 26
 
 
 class Run(IntEnum):

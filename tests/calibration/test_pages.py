@@ -106,7 +106,7 @@ def test_candidates_rise_in_cost_and_fall_in_error() -> None:
     rng = np.random.default_rng(0)
     sizes = budgets(2048)
     errors = np.sort(rng.uniform(0, 1, (len(sizes), 8, 8)), axis=0)[::-1]
-    found = candidates(errors, np.ones(8), sizes, 2048)
+    found = candidates(errors, np.ones(8), sizes, 2048, 4)
     shares = [delta.share_read(8, 2048) for delta in found]
     costs = [cost_of(errors[sizes.index(delta.budget)], np.ones(8), delta) for delta in found]
     assert shares == sorted(shares) and costs == sorted(costs, reverse=True) and len(found) > 3

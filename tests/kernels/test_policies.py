@@ -228,15 +228,16 @@ def test_elements(isa: str, cache: str, theta: float) -> None:
     heads=st.sampled_from([(1, 1), (2, 3), (3, 2), (1, 9)]),
     budget=st.sampled_from([1, 2, 5, 8, 20, 1000]),
     recent=st.sampled_from([1, 2, 8]),
+    refresh=st.sampled_from([1, 2, 4, 17, 40]),
     seed=st.integers(0, 2**31),
 )
 def test_pages(
-    isa: str, cache: str, position: int, heads: tuple[int, int], budget: int, recent: int, seed: int
+    isa: str, cache: str, position: int, heads: tuple[int, int], budget: int, recent: int, refresh: int, seed: int
 ) -> None:
     """The pages that numpy chooses from the same probabilities, and attention over them."""
     dim = 32
     row = Row.make(position, *heads, dim, 0.0, seed)
-    policy = Attention("", None, Delta((), (0,), max(budget, recent), recent))
+    policy = Attention("", None, Delta((), (0,), max(budget, recent), recent, refresh))
     with Memory() as memory:
         layer = Layer(memory, cache, row.keys, row.values, heads[1], policy)
         exact = layer.run(isa, 2, row.q, row.k, row.v, Mode.ALL, True)
@@ -253,7 +254,8 @@ def test_pages(
     q = reference.rope(row.q[None], cos, sin, dim**-0.5)[0].reshape(*heads, dim)
     scores = np.einsum("hgd,htd->hgt", q.astype(np.float64), keys).reshape(-1, position + 1)
     p = np.exp(scores - scores.max(1, keepdims=True))
-    pages_wanted = page_scores((p / p.sum(1, keepdims=True)).astype(np.float32))
+    assert policy.delta is not None
+    pages_wanted = page_scores((p / p.sum(1, keepdims=True)).astype(np.float32), policy.delta.ahead)
     best = choose_pages(pages_wanted, max(budget, recent), recent)
     assert len(got) == len(best)
     assert (np.diff(got) > 0).all()
