@@ -153,5 +153,5 @@ class Generation(Iterator[Piece]):
         for part in self.session.parts(len(wanted)):
             if self._stopped:
                 return None
-            logits = self.session.advance(wanted[part])
+            logits = self.session.advance(wanted[part], more=part.stop < len(wanted))
         return logits

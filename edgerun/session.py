@@ -147,7 +147,7 @@ class Session:
         """
         ids = self._checked(token_ids)
         for part in self.parts(len(ids)):
-            self._run(ids[part], self._logits, 1)
+            self._run(ids[part], self._logits, int(part.stop == len(ids)))
         row: NDArray[np.float32] = self._logits[0, : self.model.vocab_size]
         return row
 
@@ -217,9 +217,10 @@ class Session:
             yield slice(start, min(n, start + room))
             start += room
 
-    def advance(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Appends tokens that have been checked, one run; logits as ``prefill``. For Generation."""
-        self._run(np.array(ids, np.int64), self._logits, 1)
+    def advance(self, ids: Sequence[int], *, more: bool = False) -> NDArray[np.float32]:
+        """Appends tokens that have been checked, one run; logits as ``prefill``, but where ``more`` follow, none that
+        mean anything. For Generation."""
+        self._run(np.array(ids, np.int64), self._logits, 0 if more else 1)
         row: NDArray[np.float32] = self._logits[0]
         return row
 
