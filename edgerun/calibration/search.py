@@ -22,6 +22,7 @@ from edgerun.calibration.measure import Cost, Reference
 from edgerun.calibration.output import OutputProjection
 from edgerun.calibration.pages import page_errors
 from edgerun.calibration.plans import RECENT, REFRESHES, budgets, candidates
+from edgerun.calibration.repeats import MOST, repeated
 from edgerun.calibration.thetas import SINKS, WINDOW, Curves, joined, layer_curves
 from edgerun.package.calibration import Setting, parameters
 from edgerun.progress import Progress
@@ -40,11 +41,12 @@ TEXTS: dict[str, tuple[bool, int | None]] = {
     "beginning": (False, 2048),
     "all": (False, None),
     "decoded": (False, None),
+    "repeated": (False, None),
     "held": (True, None),
     "held decoded": (True, None),
 }
 """What is measured on: whether of the held-out text, and how many tokens at most. Of those that are decoded the last
-DECODED count, else the last three quarters."""
+DECODED count, of the one that repeats itself what it repeats, else the last three quarters."""
 RUNGS = (1, 0.75, 0.5, 0.25)
 """Parts of a budget that settings are kept for: held-out text may cost more, and users may want to pay less."""
 MOST_COMPACT = 1 / 6
@@ -153,12 +155,24 @@ class Search:
         found = self._journal.find(f"cost {text} {digest[:20]}", lambda: asdict(self._reference(text).cost(attention)))
         return Cost(**found)
 
+    def _within(self, attention: Attention, budget: float, text: str) -> bool:
+        """Whether a policy keeps to the budget on one of TEXTS; where it is decoded, also whether it finds again what
+        stood far back."""
+        if self._cost(attention, text).kl > budget:
+            return False
+        if text != "decoded" or repeated(self._tokens)[1] == 0:
+            return True
+        return self._cost(attention, "repeated").kl <= MOST
+
     def _reference(self, text: str) -> Reference:
         if text not in self._references:
             held, most = TEXTS[text]
             tokens = (self._held if held else self._tokens)[:most]
-            one_by_one = text.endswith("decoded")
-            first = max(1, len(tokens) - 1 - DECODED) if one_by_one else max(1, len(tokens) // 4)
+            one_by_one = text.endswith(("decoded", "repeated"))
+            n_last = DECODED
+            if text == "repeated":
+                tokens, n_last = repeated(tokens)
+            first = max(1, len(tokens) - 1 - n_last) if one_by_one else max(1, len(tokens) // 4)
             self._references[text] = Reference(self._model, tokens, first, one_by_one=one_by_one)
         return self._references[text]
 
@@ -180,12 +194,18 @@ class Search:
 
     def _ladder(self, make: Callable[[float], Attention], budget: float, text: str) -> list[Attention]:
         """Settings by their price: the highest within the budget, and those within RUNGS of it."""
-        tried: dict[float, float] = {}
+        tried: dict[float, float] = {}  # those within the budget, what they cost
+        n_tried = 0
 
         def within(price: float) -> bool:
-            self._progress(len(tried), DOUBLINGS + HALVINGS, "prices of a saved key")
-            tried[price] = self._cost(make(price), text).kl
-            return tried[price] <= budget
+            nonlocal n_tried
+            self._progress(n_tried, DOUBLINGS + HALVINGS, "prices of a saved key")
+            n_tried += 1
+            attention = make(price)
+            right = self._within(attention, budget, text)
+            if right:
+                tried[price] = self._cost(attention, text).kl
+            return right
 
         low, high = _around(within, budget)
         for _ in range(HALVINGS if low and high < np.inf else 0):
@@ -228,10 +248,10 @@ class Search:
             self._progress(low, len(plans), "plans of DELTA")
             middle = (low + high) // 2
             attention = Attention("calibrated", delta=plans[middle])
-            kl = self._cost(attention, "decoded").kl
-            if kl <= budget:
+            if self._within(attention, budget, "decoded"):
                 high = middle
-                within[middle] = (plans[middle].share_read(self._n_layers, len(self._tokens)), kl, attention)
+                share = plans[middle].share_read(self._n_layers, len(self._tokens))
+                within[middle] = (share, self._cost(attention, "decoded").kl, attention)
             else:
                 low = middle + 1
         self._progress(len(plans), len(plans), "plans of DELTA")
