@@ -22,7 +22,7 @@ from edgerun.calibration.measure import Cost, Reference
 from edgerun.calibration.output import OutputProjection
 from edgerun.calibration.pages import page_errors
 from edgerun.calibration.plans import RECENT, REFRESHES, budgets, candidates
-from edgerun.calibration.repeats import MOST, repeated
+from edgerun.calibration.repeats import MOST, MOST_SHARED, repeated
 from edgerun.calibration.thetas import SINKS, WINDOW, Curves, joined, layer_curves
 from edgerun.package.calibration import Setting, parameters
 from edgerun.progress import Progress
@@ -162,7 +162,7 @@ class Search:
             return False
         if text != "decoded" or repeated(self._tokens)[1] == 0:
             return True
-        return self._cost(attention, "repeated").kl <= MOST
+        return self._cost(attention, "repeated").kl <= (MOST if attention.deltallm is None else MOST_SHARED)
 
     def _reference(self, text: str) -> Reference:
         if text not in self._references:
