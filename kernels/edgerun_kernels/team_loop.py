@@ -22,8 +22,8 @@ from .simd.ops import (
 from .tape import run_tape
 
 AWAKE, PARKED, CALLED = 0, 1, 2
-SPINS, YIELDS = 4000, 8000
-"""Some milliseconds: what a caller does between two tokens takes less, and waking a worker takes from 0.1 to 20."""
+SPINS = 4000
+YIELDS = 200
 
 
 @inner
