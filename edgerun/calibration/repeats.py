@@ -15,8 +15,8 @@ PASSAGES, LENGTH = 16, 16
 """Passages that come again, and their tokens: of each some are predicted from the text before, and those that follow
 from where they stood first."""
 MOST, MOST_SHARED = 0.2, 0.15
-"""Nats a token that a policy may cost on them: DELTA alone, and with DeltaLLM's keys, which at 0.17 lost 3 numbers of 27,
-at 0.13 none."""
+"""Nats a token that a policy may cost on them: DELTA alone, and with DeltaLLM's keys, which at 0.17 lost 3 numbers of
+27, at 0.13 none."""
 
 
 def repeated(tokens: Sequence[int]) -> tuple[list[int], int]:
