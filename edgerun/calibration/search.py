@@ -155,14 +155,18 @@ class Search:
         found = self._journal.find(f"cost {text} {digest[:20]}", lambda: asdict(self._reference(text).cost(attention)))
         return Cost(**found)
 
-    def _within(self, attention: Attention, budget: float, text: str) -> bool:
-        """Whether a policy keeps to the budget on one of TEXTS; where it is decoded, also whether it finds again what
-        stood far back."""
-        if self._cost(attention, text).kl > budget:
-            return False
-        if text != "decoded" or repeated(self._tokens)[1] == 0:
-            return True
-        return self._cost(attention, "repeated").kl <= (MOST if attention.deltallm is None else MOST_SHARED)
+    def _charged(self, attention: Attention, text: str, budget: float) -> float:
+        """The divergence that a policy costs on one of TEXTS; infinity where it is decoded and does not find again what
+        stood far back, which is looked at within the budget only."""
+        kl = self._cost(attention, text).kl
+        if kl > budget or text != "decoded" or not self._repeated[1]:
+            return kl
+        most = MOST if attention.deltallm is None else MOST_SHARED
+        return kl if self._cost(attention, "repeated").kl <= most else np.inf
+
+    @cached_property
+    def _repeated(self) -> tuple[list[int], int]:
+        return repeated(self._tokens)
 
     def _reference(self, text: str) -> Reference:
         if text not in self._references:
@@ -171,7 +175,7 @@ class Search:
             one_by_one = text.endswith(("decoded", "repeated"))
             n_last = DECODED
             if text == "repeated":
-                tokens, n_last = repeated(tokens)
+                tokens, n_last = self._repeated
             first = max(1, len(tokens) - 1 - n_last) if one_by_one else max(1, len(tokens) // 4)
             self._references[text] = Reference(self._model, tokens, first, one_by_one=one_by_one)
         return self._references[text]
@@ -194,18 +198,12 @@ class Search:
 
     def _ladder(self, make: Callable[[float], Attention], budget: float, text: str) -> list[Attention]:
         """Settings by their price: the highest within the budget, and those within RUNGS of it."""
-        tried: dict[float, float] = {}  # those within the budget, what they cost
-        n_tried = 0
+        tried: dict[float, float] = {}
 
         def within(price: float) -> bool:
-            nonlocal n_tried
-            self._progress(n_tried, DOUBLINGS + HALVINGS, "prices of a saved key")
-            n_tried += 1
-            attention = make(price)
-            right = self._within(attention, budget, text)
-            if right:
-                tried[price] = self._cost(attention, text).kl
-            return right
+            self._progress(len(tried), DOUBLINGS + HALVINGS, "prices of a saved key")
+            tried[price] = self._charged(make(price), text, budget)
+            return tried[price] <= budget
 
         low, high = _around(within, budget)
         for _ in range(HALVINGS if low and high < np.inf else 0):
@@ -248,10 +246,10 @@ class Search:
             self._progress(low, len(plans), "plans of DELTA")
             middle = (low + high) // 2
             attention = Attention("calibrated", delta=plans[middle])
-            if self._within(attention, budget, "decoded"):
+            kl = self._charged(attention, "decoded", budget)
+            if kl <= budget:
                 high = middle
-                share = plans[middle].share_read(self._n_layers, len(self._tokens))
-                within[middle] = (share, self._cost(attention, "decoded").kl, attention)
+                within[middle] = (plans[middle].share_read(self._n_layers, len(self._tokens)), kl, attention)
             else:
                 low = middle + 1
         self._progress(len(plans), len(plans), "plans of DELTA")
