@@ -23,7 +23,7 @@ def run(name: str, *arguments: object, input: str = "") -> str:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=600,
+        timeout=120,
         env=environment() | {"PYTHONIOENCODING": "utf-8"},
     )
     assert result.returncode == 0, result.stderr
