@@ -27,7 +27,7 @@ from edgerun_kernels.objects import cache_root
 
 __all__ = ["CacheEntry", "cache_root", "clear", "commit_folder", "entries", "find", "lock", "package_folder", "record"]
 
-EXPORT_REVISION = 3
+EXPORT_REVISION = 4
 """To be raised whenever packages exported by older code should be made anew."""
 
 RECEIPT = "edgerun-download.json"

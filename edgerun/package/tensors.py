@@ -18,8 +18,8 @@ from edgerun.package.problem import damaged, quoted
 if TYPE_CHECKING:
     from onnx import TensorProto
 
-PAGE, LINE, LARGE = 4096, 64, 64 << 10
-"""Alignments in bytes of tensors of at least LARGE bytes and of smaller ones."""
+LINE = 64
+"""Bytes: every tensor starts at a multiple."""
 
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("u1"), 3: np.dtype("i1"), 10: np.dtype("<f2")}
 """TensorProto.DataType -> the element types that a package may hold."""
@@ -84,9 +84,8 @@ class TensorReader:
         offset, length = numbers
         if length != size:
             raise damaged(self.model, f"tensor {name} has external length {length}, its shape takes {size} bytes")
-        align = PAGE if size >= LARGE else LINE
-        if offset % align:
-            raise damaged(self.model, f"tensor {name} is at offset {offset}, expected a multiple of {align}")
+        if offset % LINE:
+            raise damaged(self.model, f"tensor {name} is at offset {offset}, expected a multiple of {LINE}")
         data = self._file(entries.get("location", ""), name)
         if offset + length > len(data):
             what = f"tensor {name} ends at byte {offset + length} of {quoted(entries['location'])}"

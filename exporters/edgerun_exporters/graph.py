@@ -100,6 +100,7 @@ def build(description: Description, format_of: Callable[[Matrix], str], producer
         x = b.layer(x, i, ["rope.cos", "rope.sin", "mask"])
     h = b.norm(x, "final_norm", b.weights.add_vector("final_norm.weight", d.final_norm))
     b.linear(h, "output", d.output or d.embedding, "logits")
+    b.weights.arrange()
 
     inputs = [_value(name, TensorProto.INT64, ["batch", "sequence"]) for name in ("input_ids", "position_ids")]
     outputs = [_value("logits", TensorProto.FLOAT, ["batch", "sequence", d.vocab_size])]

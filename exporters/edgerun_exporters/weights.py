@@ -20,9 +20,13 @@ from .families import Matrix
 from .quantize import quantise
 
 DATA_FILE = "model.onnx.data"
-_LARGE, _PAGE, _LINE = 64 << 10, 4096, 64  # bytes
+_LINE = 64
+"""Bytes: every tensor starts at a multiple."""
 _CHUNK = 1 << 20
 """Weights that are in memory as float32 at one time."""
+
+_VECTORS = 9
+"""They come behind all that matrices have."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -48,10 +52,11 @@ class Place:
 
 @dataclass
 class Weights:
-    """The tensors of a package, placed one after another in the order in which they are added."""
+    """The tensors of a package: all are added, then `arrange` gives them their places."""
 
     places: dict[str, Place] = field(default_factory=dict)
     size: int = 0
+    _parts: list[tuple[int, str, layout.Part]] = field(default_factory=list)
     _vectors: list[tuple[str, Vector]] = field(default_factory=list)
     _matrices: list[tuple[Matrix, str]] = field(default_factory=list)
 
@@ -62,21 +67,25 @@ class Weights:
 
     def add_vector(self, name: str, values: Vector) -> str:
         self._vectors.append((name, values))
-        return self._place(name, layout.Part(np.dtype("<f4"), values.shape))
+        self._parts.append((_VECTORS, name, layout.Part(np.dtype("<f4"), values.shape)))
+        return name
 
     def add_matrix(self, matrix: Matrix, kind: str) -> list[str]:
         """Returns the names of its tensors, in the order of the operator's inputs."""
         self._matrices.append((matrix, kind))
         parts = layout.parts(kind, matrix.rows, matrix.columns)
-        return [self._place(f"{matrix.name}.{suffix}", part) for suffix, part in parts.items()]
+        added = [(rank, f"{matrix.name}.{suffix}", part) for rank, (suffix, part) in enumerate(parts.items())]
+        self._parts += added
+        return [name for _, name, _ in added]
 
-    def _place(self, name: str, part: layout.Part) -> str:
-        size = part.dtype.itemsize * int(np.prod(part.shape))
-        align = _PAGE if size >= _LARGE else _LINE
-        offset = -(-self.size // align) * align
-        self.places[name] = Place(name, part, offset, size)
-        self.size = offset + size
-        return name
+    def arrange(self) -> None:
+        """The codes of all matrices one after another, in the order in which they were added, then their scales, then
+        what else they have: decoding reads so many streams, and what is fetched ahead of one matrix is the next one."""
+        for _, name, part in sorted(self._parts, key=lambda item: item[0]):
+            size = part.dtype.itemsize * int(np.prod(part.shape))
+            offset = -(-self.size // _LINE) * _LINE
+            self.places[name] = Place(name, part, offset, size)
+            self.size = offset + size
 
     def write(self, checkpoint: Checkpoint, path: Path, progress: Callable[[int, str], None]) -> None:
         """Fills `path`. `progress(bytes written since the last call, tensor)`. OSError if the disk is full."""

@@ -9,16 +9,20 @@ from .record import Control
 from .simd.ops import atomic_add, atomic_load, atomic_store, pause, wait_on, wake_all
 
 PATIENT, IMPATIENT = 20000, 150
-"""Pauses before a waiting thread sleeps. Some hundred microseconds: longer than threads of equal work on processors of
-their own keep it waiting. Where even that was not enough, another program or a thread of the team itself wants the
-processor: that is a stall, and the job's other waits spin for a few microseconds only (the next job: ``width``)."""
-GENERATION, SLEEPERS, STALLED = 64, 72, Control.STALLED - Control.BARRIER
+"""Pauses before a waiting thread sleeps. Half a millisecond: longer than threads of equal work on processors of their own
+keep it waiting, and than waking one takes, or a short interruption; only then does one late thread not make all that
+wait for each other after it sleep in turn. Where waits outlast it again and again, another program or a thread of the
+team itself wants the processor: from DISTRUSTFUL more of them on than of those that did not, waits spin for a few
+microseconds only."""
+DISTRUSTFUL, MOST_DISTRUST = 4, 8
+GENERATION, SLEEPERS = 64, 72
+STALLED, DISTRUST = Control.STALLED - Control.BARRIER, Control.DISTRUST - Control.BARRIER
 """Byte offsets behind the number of arrivals."""
 
 
 @inner
 def wait_for_all(barrier, n_threads, patient):
-    """Returns when all threads have called. Four int64: at ``barrier`` and at the offsets. patient: between long pieces
+    """Returns when all threads have called. Five int64: at ``barrier`` and at the offsets. patient: between long pieces
     of work (several rows), after which threads wait for each other longer than waking takes."""
     if n_threads == 1:
         return
@@ -29,12 +33,16 @@ def wait_for_all(barrier, n_threads, patient):
         if atomic_load(barrier + SLEEPERS) != 0:
             wake_all(barrier + GENERATION)
         return
-    stalled = 0 if patient else atomic_load(barrier + STALLED)
-    for _ in range(IMPATIENT if stalled else PATIENT):
+    distrust = 0 if patient else atomic_load(barrier + DISTRUST)
+    for _ in range(PATIENT if distrust < DISTRUSTFUL else IMPATIENT):
         if atomic_load(barrier + GENERATION) != generation:
+            if distrust != 0:
+                atomic_store(barrier + DISTRUST, distrust - 1)
             return
         pause()
     atomic_store(barrier + STALLED, 1)
+    if not patient and distrust < MOST_DISTRUST:
+        atomic_store(barrier + DISTRUST, distrust + 1)
     atomic_add(barrier + SLEEPERS, 1)
     while atomic_load(barrier + GENERATION) == generation:
         wait_on(barrier + GENERATION, generation)

@@ -20,7 +20,7 @@ QUERY_TILE = 4
 """Query heads of a token that attention takes through the keys together, at most."""
 PREFILL_TILE = 8
 """Query rows that prefill attention takes through the keys together."""
-MAX_CHUNKS = 32
+MAX_CHUNKS = 16
 """Parts into which attention splits the cache at decode, at most."""
 CHUNK = 128
 """Positions in such a part, at least, and in a step of prefill attention; a divisor of PAGE."""
@@ -214,6 +214,7 @@ class Control(IntEnum):
     PARKED = 104  # the workers that the caller must wake for this job
     BARRIER = 128  # arrivals; on the next line generation and sleepers
     STALLED = 208  # 1 from when a thread has lost its patience at the barrier, until the next job
+    DISTRUST = 216  # by how many waits that outlasted patience were more than those that did not
     WORKERS = 256  # per worker: whether it is awake, parked or called
     WORKER_STRIDE = 64
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import tracemalloc
@@ -57,10 +58,16 @@ def test_what_is_in_it(gguf_file: Path, tmp_path: Path) -> None:
     assert done == sorted(done) and done[-1] == seen[-1][1]
     model = onnx.load(tmp_path / "pkg/model.onnx", load_external_data=False)
     assert len(model.graph.initializer) == report.tensors
+    ends = {}
     for tensor in model.graph.initializer:
         place = {entry.key: entry.value for entry in tensor.external_data}
         assert place["location"] == "model.onnx.data"
-        assert int(place["offset"]) % (4096 if int(place["length"]) >= 65536 else 64) == 0
+        assert int(place["offset"]) % 64 == 0
+        ends[tensor.name] = int(place["offset"]), int(place["offset"]) + int(place["length"])
+    matrices = [name.removesuffix(".q") for name in ends if name.endswith(".q")]
+    for first, second in itertools.pairwise(matrices):  # one stream of codes, one of scales, one of minima
+        for part in "qdm":
+            assert 0 <= ends[f"{second}.{part}"][0] - ends[f"{first}.{part}"][1] < 64
 
 
 def test_source_of_a_repository(tmp_path: Path) -> None:
@@ -155,6 +162,7 @@ def test_memory_stays_small(kind: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     weights = Weights()
     weights.add_matrix(Matrix("w", checkpoint.tensors["w"], rows, columns), kind)
+    weights.arrange()
     tracemalloc.start()
     weights.write(checkpoint, tmp_path / "data", lambda count, name: None)
     peak = tracemalloc.get_traced_memory()[1]

@@ -177,8 +177,7 @@ def make(folder: Path, shape: Shape | None = None, change: Callable[[Parts], obj
 
 
 def _place(name: str, array: Array, data: bytearray) -> TensorProto:
-    align = 4096 if array.nbytes >= 65536 else 64
-    data.extend(bytes(-len(data) % align))
+    data.extend(bytes(-len(data) % 64))
     tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", "model.onnx.data"), ("offset", len(data)), ("length", array.nbytes)):
