@@ -59,7 +59,8 @@ class Team:
             one_row = ctypes.c_int64.from_address(run + 8 * Run.N_ROWS).value == 1 and not all_threads
             n_threads = self._width.now if one_row else self.n_threads
             stalled = self._field(Control.STALLED)
-            stalled.value, start = 0, perf_counter()
+            stalled.value = self._field(Control.DISTRUST).value = 0
+            start = perf_counter()
             try:
                 if self.kernels.team_start(self._address, tape, n_ops, run, n_threads):
                     self._finish()
