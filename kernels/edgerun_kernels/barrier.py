@@ -9,11 +9,11 @@ from .record import Control
 from .simd.ops import atomic_add, atomic_load, atomic_store, pause, wait_on, wake_all
 
 PATIENT, IMPATIENT = 20000, 150
-"""Pauses before a waiting thread sleeps. Half a millisecond: longer than threads of equal work on processors of their own
-keep it waiting, and than waking one takes, or a short interruption; only then does one late thread not make all that
-wait for each other after it sleep in turn. Where waits outlast it again and again, another program or a thread of the
-team itself wants the processor: from DISTRUSTFUL more of them on than of those that did not, waits spin for a few
-microseconds only."""
+"""Pauses before a waiting thread sleeps. Half a millisecond: longer than threads of equal work on processors of
+their own keep it waiting, and than waking one takes, or a short interruption; only then does one late thread not make
+all that wait for each other after it sleep in turn. Where waits outlast it again and again, another program or a thread
+of the team itself wants the processor: from DISTRUSTFUL more of them on than of those that did not, waits spin for a
+few microseconds only. Counted anew in every job."""
 DISTRUSTFUL, MOST_DISTRUST = 4, 8
 GENERATION, SLEEPERS = 64, 72
 STALLED, DISTRUST = Control.STALLED - Control.BARRIER, Control.DISTRUST - Control.BARRIER

@@ -5,8 +5,9 @@ windows, a step's inputs lie in a few registers, of which a permutation takes on
 of a cycle an element, where gathering them from memory takes more than one. With gaps there is nothing else.
 
 Threads share blocks of 16 rows as linear layers do, so that each adds to what it has just written itself and nobody
-waits. One row takes four blocks side by side, several rows go four by four; each output is summed up in the same
-order, so its bits depend neither on threads nor on the rows beside it.
+waits. Several rows go four by four; one row takes four blocks side by side where windows are many registers, so that
+these are loaded once for four; where they are two, codes are read in the order in which they lie, which memory gives
+faster. Each output is summed up in the same order, so its bits depend neither on threads nor on the rows beside it.
 """
 
 import numpy as np
@@ -78,7 +79,17 @@ def add_to(op, y, block, acc):
 
 
 def _windows(look, bits):
-    """``(blocks, rows)``: four blocks by one row, and one block by four rows."""
+    """``(block, blocks, rows)``: one block by one row, four blocks by one row, and one block by four rows."""
+
+    @inner
+    def block_8(w, x, step_bytes, n_steps):
+        acc = splat(ZERO)
+        for _ in range(n_steps):
+            prefetch(w + AHEAD)
+            acc = fma(look(x, load_u8x16(w)), values_8(w), acc)
+            w += UNIT_8
+            x += step_bytes
+        return acc
 
     @inner
     def blocks_8(w, others, x, step_bytes, n_steps):
@@ -119,6 +130,15 @@ def _windows(look, bits):
         return fma(look(x, load_u8x16(w)), u, acc)
 
     @inner
+    def block_4(w, x, step_bytes, n_steps):
+        acc = splat(ZERO)
+        for _ in range(n_steps // 2):
+            acc = pair(w, x, step_bytes, acc)
+            w += UNIT_4
+            x += 2 * step_bytes
+        return single(w, x, acc) if n_steps % 2 == 1 else acc
+
+    @inner
     def blocks_4(w, others, x, step_bytes, n_steps):
         a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
         for _ in range(n_steps // 2):
@@ -151,12 +171,13 @@ def _windows(look, bits):
             x += step_bytes
         return a, b, c, d
 
-    return (blocks_4, rows_4) if bits == 4 else (blocks_8, rows_8)
+    return (block_4, blocks_4, rows_4) if bits == 4 else (block_8, blocks_8, rows_8)
 
 
 def _in_windows(look, bits):
     """The kernel for one size of windows and of values."""
-    four_blocks, four_rows = _windows(look, bits)
+    one_block, four_blocks, four_rows = _windows(look, bits)
+    in_order = look is window_32
     per_unit, unit = (2, UNIT_4) if bits == 4 else (1, UNIT_8)
 
     @inner
@@ -165,6 +186,10 @@ def _in_windows(look, bits):
         n_steps = (field(op, Field.K) + window - 1) // window
         stride = (n_steps + per_unit - 1) // per_unit * unit
         w0 = field(op, Field.W)
+        if rows == 1 and in_order:
+            for block in range(first, last):
+                add_to(op, y0, block, one_block(w0 + block * stride, x0, 4 * window, n_steps))
+            return
         if rows == 1:
             for block in range(first, last, 4):
                 # Blocks past the end repeat the last one and are not stored.
