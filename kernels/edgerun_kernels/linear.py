@@ -9,7 +9,7 @@ and whatever runs beside it.
 """
 
 from .kernel import inner, op_kernel
-from .linear_products import Q4, Q4M, Q6K, Q8, SEVERAL_ROWS, TERNARY
+from .linear_products import ONE_BLOCK, Q4, Q4M, Q6K, Q8, TERNARY, TWO_BLOCKS
 from .math import share
 from .record import GROUP, ROWS, TILE_ROWS, Field, Flag, Run
 from .simd.ops import field, is_wide, load_f32x16, store_f32x16
@@ -62,8 +62,8 @@ def _kernel(fmt):
     one = several = fmt.products(Tile(1, 1), fmt.fetch)
     if streams > 1:
         several = fmt.products(Tile(1, streams), fmt.fetch)
-    wide, single = (fmt.products(Tile(TILE_ROWS, blocks), SEVERAL_ROWS) for blocks in (2, 1))
-    half = fmt.products(Tile(TILE_ROWS, 1, lanes=8), SEVERAL_ROWS)
+    wide = fmt.products(Tile(TILE_ROWS, 2), TWO_BLOCKS)
+    single, half = (fmt.products(Tile(TILE_ROWS, 1, lanes), ONE_BLOCK) for lanes in (16, 8))
     tile_memory = stack_memory(64 * TILE_ROWS * 2)
 
     @inner
@@ -83,14 +83,14 @@ def _kernel(fmt):
                 w, d, m = w0 + block * stride, d0 + block * d_stride, m0 + block * m_stride
                 n_blocks = 2 if is_wide() != 0 and block + 2 <= last else 1
                 for tile in range(part, min(part + CACHED_TILES, n_tiles)):
-                    xt = x + tile * x_stride
+                    xt, fetching = x + tile * x_stride, 1 if tile == part else 0
                     if is_wide() == 0:
-                        half(w, d, m, stride, d_stride, m_stride, xt, n_groups, out)
-                        half(w + 32, d + half_d, m + half_m, stride, d_stride, m_stride, xt, n_groups, out + 32)
+                        half(w, d, m, stride, d_stride, m_stride, xt, n_groups, out, fetching)
+                        half(w + 32, d + half_d, m + half_m, stride, d_stride, m_stride, xt, n_groups, out + 32, 0)
                     elif n_blocks == 2:
-                        wide(w, d, m, stride, d_stride, m_stride, xt, n_groups, out)
+                        wide(w, d, m, stride, d_stride, m_stride, xt, n_groups, out, fetching)
                     else:
-                        single(w, d, m, stride, d_stride, m_stride, xt, n_groups, out)
+                        single(w, d, m, stride, d_stride, m_stride, xt, n_groups, out, fetching)
                     for row in range(min(TILE_ROWS, rows - tile * TILE_ROWS)):
                         yr = y + (tile * TILE_ROWS + row) * y_stride
                         for i in range(n_blocks):
@@ -105,12 +105,12 @@ def _kernel(fmt):
         part = (last - first) // streams if streams > 1 and is_wide() != 0 else 0
         for block in range(first, first + part):
             w, d, m = w0 + block * stride, d0 + block * d_stride, m0 + block * m_stride
-            several(w, d, m, part * stride, part * d_stride, part * m_stride, x, n_groups, out)
+            several(w, d, m, part * stride, part * d_stride, part * m_stride, x, n_groups, out, 1)
             for i in range(streams):
                 finish(op, y, block + i * part, load_f32x16(out + 64 * i))
         for block in range(first + streams * part, last):
             w, d, m = w0 + block * stride, d0 + block * d_stride, m0 + block * m_stride
-            one(w, d, m, stride, d_stride, m_stride, x, n_groups, out)
+            one(w, d, m, stride, d_stride, m_stride, x, n_groups, out, 1)
             finish(op, y, block, load_f32x16(out))
 
     @inner

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .kernel import inner
 from .record import GROUP, ROW_SCALES, SUPER_GROUPS, first_stride, second_stride
 from .record import TILE_HEADER as HEADER
-from .simd.ops import dot_i8_bias, dot_u4_takes_u8, load_f32, load_i64, prefetch, prefetch_once
+from .simd.ops import dot_i8_bias, dot_u4_takes_u8, load_f32, load_i64, prefetch, prefetch_far, prefetch_once
 from .simd.tiles import Tile
 
 MOST_GROUPS = 16384
@@ -20,14 +20,17 @@ MINUS_EIGHT, MINUS_32, MINUS_128 = 0, 2, 4
 
 class Fetch(NamedTuple):
     """How weights are prefetched. line: the instruction. ahead, scales: bytes by which it runs before the loads, for
-    weights and for their scales."""
+    weights and for their scales; 0: it goes through the blocks that follow the tile's, in the order in which they
+    lie."""
 
     line: Any
     ahead: int
     scales: int
 
 
-SEVERAL_ROWS, ONCE = Fetch(prefetch, 4096, 512), Fetch(prefetch_once, 4096, 512)
+ONCE, ONE_BLOCK, TWO_BLOCKS = Fetch(prefetch_once, 4096, 512), Fetch(prefetch, 4096, 512), Fetch(prefetch_far, 0, 0)
+"""For one row, and for tiles of rows. Two blocks side by side are two places in memory: where each is fetched shortly
+before its loads, what is fetched for one is the other, or comes too late."""
 
 
 class Format(NamedTuple):
@@ -179,10 +182,11 @@ def _q6k(tile):
 
 
 def _grouped(tile, fetch, how, group_bytes, d_groups, has_m, has_minimum):
-    """``products(w, d, m, stride, d_stride, m_stride, x, n_groups, out)``: a tile of outputs, stored 64 bytes apart.
+    """``products(w, d, m, stride, d_stride, m_stride, x, n_groups, out, fetching)``: a tile of outputs, stored 64 bytes
+    apart.
 
-    Strides are bytes from block to block. A group's second terms are multiplied right after its first: the weights are
-    still in the cache.
+    Strides are bytes from block to block. fetching: whether weights are prefetched, as ``fetch`` says. A group's second
+    terms are multiplied right after its first: the weights are still in the cache.
     """
     one, two = how
     zero, load_scales = tile.zero(), tile.load_floats("f16")
@@ -193,28 +197,39 @@ def _grouped(tile, fetch, how, group_bytes, d_groups, has_m, has_minimum):
     scales, offsets, sums_1 = GROUP * rows, (GROUP + 4) * rows, (GROUP + 12) * rows
 
     @inner
-    def fetch_ahead(w, d, m, stride, d_stride, m_stride):
+    def fetch_near(w, d, m, stride, d_stride, m_stride, g):
         for block in range(blocks):
             for line in range(0, group_bytes, 64):
-                fetch_line(w + block * stride + ahead + line)
+                fetch_line(w + block * stride + group_bytes * g + ahead + line)
             if d_groups == 1:
-                fetch_line(d + block * d_stride + scales_ahead)
+                fetch_line(d + block * d_stride + 32 * g + scales_ahead)
             if has_m:
-                fetch_line(m + block * m_stride + scales_ahead)
+                fetch_line(m + block * m_stride + 32 * g + scales_ahead)
+
+    @inner
+    def fetch_next(w, d, m, stride, d_stride, m_stride, g):
+        for line in range(0, blocks * group_bytes, 64):
+            fetch_line(w + blocks * (stride + group_bytes * g) + line)
+        if d_groups == 1:
+            fetch_line(d + blocks * (d_stride + 32 * g))
+        if has_m:
+            fetch_line(m + blocks * (m_stride + 32 * g))
+
+    fetch_group = fetch_near if ahead else fetch_next
 
     @inner
     def next_second(second, left):
         return load_i64(second) if left > 0 else -1
 
     @inner
-    def products(w, d, m, stride, d_stride, m_stride, x, n_groups, out):
+    def products(w, d, m, stride, d_stride, m_stride, x, n_groups, out, fetching):
         acc = zero()
         left, second = load_i64(x), x + HEADER + stride_1 * n_groups
         following = next_second(second, left)
         for g in range(n_groups):
             wg, dg, mg = w + group_bytes * g, d + 32 * (g // d_groups), m + 32 * g
-            if fetches:
-                fetch_ahead(wg, dg, mg, stride, d_stride, m_stride)
+            if fetches and fetching != 0:
+                fetch_group(w, d, m, stride, d_stride, m_stride, g)
             first, scale = x + HEADER + stride_1 * g, load_scales(dg, d_stride)
             if g == following:
                 terms = second + 8
@@ -247,18 +262,19 @@ def _ternary(tile, fetch):
     fetches, (fetch_line, ahead, _) = fetch is not None, fetch or ONCE
 
     @inner
-    def fetch_ahead(w, stride):
-        if fetches:
-            for block in range(blocks):
-                fetch_line(w + block * stride + ahead)
-                fetch_line(w + block * stride + ahead + 64)
+    def fetch_group(w, stride, g):
+        for i in range(blocks):
+            at = w + i * stride + 128 * g + ahead if ahead else w + blocks * (stride + 128 * g) + 128 * i
+            fetch_line(at)
+            fetch_line(at + 64)
 
     @inner
-    def one_sum(w, stride, x, n_groups):
+    def one_sum(w, stride, x, n_groups, fetching):
         acc = starts(x)
         for g in range(n_groups):
             wg, xg = w + 128 * g, x + HEADER + GROUP * rows * g
-            fetch_ahead(wg, stride)
+            if fetches and fetching != 0:
+                fetch_group(w, stride, g)
             sums = begin(acc)
             for half in range(2):
                 trits, xh = load(wg + 64 * half, stride), xg + 16 * half
@@ -274,7 +290,8 @@ def _ternary(tile, fetch):
         a, b, c, d = starts(x), none(x), none(x), none(x)
         for g in range(n_groups):
             wg, xg = w + 128 * g, x + HEADER + GROUP * rows * g
-            fetch_ahead(wg, stride)
+            if fetches:
+                fetch_group(w, stride, g)
             for half in range(2):
                 trits, xh = load(wg + 64 * half, stride), xg + 16 * half
                 a = dot(a, first(trits), xh)
@@ -284,11 +301,11 @@ def _ternary(tile, fetch):
         return add(add(a, by_4(b)), add(by_16(c), by_64(d)))
 
     @inner
-    def products(w, d, m, stride, d_stride, m_stride, x, n_groups, out):
+    def products(w, d, m, stride, d_stride, m_stride, x, n_groups, out, fetching):
         if rows == 1 and n_groups <= MOST_GROUPS and dot_u4_takes_u8() != 0:
             total = four_sums(w, stride, x, n_groups)
         else:
-            total = one_sum(w, stride, x, n_groups)
+            total = one_sum(w, stride, x, n_groups, fetching)
         store(out, add_scaled(zero(), total, splat(load_f32(d)), x + ROW_SCALES))
 
     return products
