@@ -382,7 +382,7 @@ def q8_cache() -> Cache:
                 for line in range(0, BLOCK * padded, 64):
                     prefetch_far(ahead + line)
                     prefetch_far(beside + line)
-                products(k, key_scales(op, k), 0, other, other, 0, queries, padded // GROUP, work, 0)
+                products(k, key_scales(op, k), 0, other, other, 0, queries, padded // GROUP, work)
                 spread(work, p + 4 * t)
 
         return run

@@ -83,14 +83,14 @@ def _kernel(fmt):
                 w, d, m = w0 + block * stride, d0 + block * d_stride, m0 + block * m_stride
                 n_blocks = 2 if is_wide() != 0 and block + 2 <= last else 1
                 for tile in range(part, min(part + CACHED_TILES, n_tiles)):
-                    xt, fetching = x + tile * x_stride, 1 if tile == part else 0
+                    xt = x + tile * x_stride
                     if is_wide() == 0:
-                        half(w, d, m, stride, d_stride, m_stride, xt, n_groups, out, fetching)
-                        half(w + 32, d + half_d, m + half_m, stride, d_stride, m_stride, xt, n_groups, out + 32, 0)
+                        half(w, d, m, stride, d_stride, m_stride, xt, n_groups, out)
+                        half(w + 32, d + half_d, m + half_m, stride, d_stride, m_stride, xt, n_groups, out + 32)
                     elif n_blocks == 2:
-                        wide(w, d, m, stride, d_stride, m_stride, xt, n_groups, out, fetching)
+                        wide(w, d, m, stride, d_stride, m_stride, xt, n_groups, out)
                     else:
-                        single(w, d, m, stride, d_stride, m_stride, xt, n_groups, out, fetching)
+                        single(w, d, m, stride, d_stride, m_stride, xt, n_groups, out)
                     for row in range(min(TILE_ROWS, rows - tile * TILE_ROWS)):
                         yr = y + (tile * TILE_ROWS + row) * y_stride
                         for i in range(n_blocks):
@@ -105,12 +105,12 @@ def _kernel(fmt):
         part = (last - first) // streams if streams > 1 and is_wide() != 0 else 0
         for block in range(first, first + part):
             w, d, m = w0 + block * stride, d0 + block * d_stride, m0 + block * m_stride
-            several(w, d, m, part * stride, part * d_stride, part * m_stride, x, n_groups, out, 1)
+            several(w, d, m, part * stride, part * d_stride, part * m_stride, x, n_groups, out)
             for i in range(streams):
                 finish(op, y, block + i * part, load_f32x16(out + 64 * i))
         for block in range(first + streams * part, last):
             w, d, m = w0 + block * stride, d0 + block * d_stride, m0 + block * m_stride
-            one(w, d, m, stride, d_stride, m_stride, x, n_groups, out, 1)
+            one(w, d, m, stride, d_stride, m_stride, x, n_groups, out)
             finish(op, y, block, load_f32x16(out))
 
     @inner

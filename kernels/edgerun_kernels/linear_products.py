@@ -182,11 +182,10 @@ def _q6k(tile):
 
 
 def _grouped(tile, fetch, how, group_bytes, d_groups, has_m, has_minimum):
-    """``products(w, d, m, stride, d_stride, m_stride, x, n_groups, out, fetching)``: a tile of outputs, stored 64 bytes
-    apart.
+    """``products(w, d, m, stride, d_stride, m_stride, x, n_groups, out)``: a tile of outputs, stored 64 bytes apart.
 
-    Strides are bytes from block to block. fetching: whether weights are prefetched, as ``fetch`` says. A group's second
-    terms are multiplied right after its first: the weights are still in the cache.
+    Strides are bytes from block to block. A group's second terms are multiplied right after its first: the weights are
+    still in the cache.
     """
     one, two = how
     zero, load_scales = tile.zero(), tile.load_floats("f16")
@@ -222,13 +221,13 @@ def _grouped(tile, fetch, how, group_bytes, d_groups, has_m, has_minimum):
         return load_i64(second) if left > 0 else -1
 
     @inner
-    def products(w, d, m, stride, d_stride, m_stride, x, n_groups, out, fetching):
+    def products(w, d, m, stride, d_stride, m_stride, x, n_groups, out):
         acc = zero()
         left, second = load_i64(x), x + HEADER + stride_1 * n_groups
         following = next_second(second, left)
         for g in range(n_groups):
             wg, dg, mg = w + group_bytes * g, d + 32 * (g // d_groups), m + 32 * g
-            if fetches and fetching != 0:
+            if fetches:
                 fetch_group(w, d, m, stride, d_stride, m_stride, g)
             first, scale = x + HEADER + stride_1 * g, load_scales(dg, d_stride)
             if g == following:
@@ -269,11 +268,11 @@ def _ternary(tile, fetch):
             fetch_line(at + 64)
 
     @inner
-    def one_sum(w, stride, x, n_groups, fetching):
+    def one_sum(w, stride, x, n_groups):
         acc = starts(x)
         for g in range(n_groups):
             wg, xg = w + 128 * g, x + HEADER + GROUP * rows * g
-            if fetches and fetching != 0:
+            if fetches:
                 fetch_group(w, stride, g)
             sums = begin(acc)
             for half in range(2):
@@ -301,11 +300,11 @@ def _ternary(tile, fetch):
         return add(add(a, by_4(b)), add(by_16(c), by_64(d)))
 
     @inner
-    def products(w, d, m, stride, d_stride, m_stride, x, n_groups, out, fetching):
+    def products(w, d, m, stride, d_stride, m_stride, x, n_groups, out):
         if rows == 1 and n_groups <= MOST_GROUPS and dot_u4_takes_u8() != 0:
             total = four_sums(w, stride, x, n_groups)
         else:
-            total = one_sum(w, stride, x, n_groups, fetching)
+            total = one_sum(w, stride, x, n_groups)
         store(out, add_scaled(zero(), total, splat(load_f32(d)), x + ROW_SCALES))
 
     return products
