@@ -14,19 +14,17 @@ from onnx import TensorProto, helper
 
 from edgerun.errors import CheckpointError
 from edgerun.package import layout
+from edgerun.package.tensors import LINE
 
 from .checkpoint import Checkpoint, QuantisedBlocks
 from .families import Matrix
 from .quantize import quantise
 
 DATA_FILE = "model.onnx.data"
-_LINE = 64
-"""Bytes: every tensor starts at a multiple."""
 _CHUNK = 1 << 20
 """Weights that are in memory as float32 at one time."""
-
 _VECTORS = 9
-"""They come behind all that matrices have."""
+"""Their rank: they lie behind all that matrices have."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -83,7 +81,7 @@ class Weights:
         what else they have: decoding reads so many streams, and what is fetched ahead of one matrix is the next one."""
         for _, name, part in sorted(self._parts, key=lambda item: item[0]):
             size = part.dtype.itemsize * int(np.prod(part.shape))
-            offset = -(-self.size // _LINE) * _LINE
+            offset = -(-self.size // LINE) * LINE
             self.places[name] = Place(name, part, offset, size)
             self.size = offset + size
 
