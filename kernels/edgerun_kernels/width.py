@@ -1,10 +1,14 @@
 """How many threads of a team run one row: fewer where another program has taken the processor of one of them.
 
 Threads that share a tape wait for the slowest several times a layer, so a thread whose processor is busy holds up all
-the others, for longer than its share of the work is worth. A run in which a wait outlasted the barrier's patience is
+the others, for longer than its share of the work is worth. Runs in which a wait outlasted the barrier's patience are
 the reason to try fewer threads; whether they are faster is measured, because cores may also differ in speed for good.
 Results do not depend on it: a row is the same bits at every number of threads.
 """
+
+STALLS, OF_LAST = 2, 4
+"""So many of the last runs make it worth a trial. One alone is the system's own doing, which takes a processor for some
+milliseconds a few times a second: fewer threads would be slower for the runs that follow."""
 
 GOOD_RUNS = 4
 """Runs with one thread more before it is kept: the system lets one that has just woken go first."""
@@ -38,16 +42,17 @@ class Width:
     def __init__(self, most: int) -> None:
         self.now = self._kept = self._most = most
         self._seconds = 0.0  # of the last run with as many as are kept
-        self._good = 0
+        self._good, self._recent = 0, 0  # the second: which of the last runs stalled, in bits
         self._fewer, self._more = Trials(LONGEST_FEWER), Trials(LONGEST_MORE)
 
     def ran(self, seconds: float, stalled: bool) -> None:
         """What came of a run with ``now`` threads, and whether any of them lost its patience."""
         slower = seconds >= self._seconds
+        self._recent = (self._recent << 1 | stalled) % (1 << OF_LAST)
         if self.now == self._kept:
             self._seconds, self._good = seconds, 0
             more, fewer = self._more.due(), self._fewer.due()
-            if stalled and fewer and self.now > 1:
+            if stalled and self._recent.bit_count() >= STALLS and fewer and self.now > 1:
                 self.now -= 1
             elif more and self.now < self._most:
                 self.now += 1

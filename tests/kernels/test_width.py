@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from edgerun_kernels.width import GOOD_RUNS, LONGEST_FEWER, LONGEST_MORE, SHORTEST, Width
+from edgerun_kernels.width import GOOD_RUNS, LONGEST_FEWER, LONGEST_MORE, OF_LAST, SHORTEST, STALLS, Width
 
 
 @dataclass
@@ -36,9 +36,18 @@ def test_a_quiet_machine_takes_all_threads(cores: int) -> None:
 
 
 @pytest.mark.parametrize("cores", [2, 8])
-def test_one_stall_is_soon_forgotten(cores: int) -> None:
+def test_stalls_that_come_alone_change_nothing(cores: int) -> None:
     width = Width(cores)
-    width.ran(3.0, True)
+    for i in range(500):
+        width.ran(3.0 if i % OF_LAST == 0 else 1.0, i % OF_LAST == 0)
+        assert width.now == cores
+
+
+@pytest.mark.parametrize("cores", [2, 8])
+def test_a_few_stalls_are_soon_forgotten(cores: int) -> None:
+    width = Width(cores)
+    for _ in range(STALLS):
+        width.ran(3.0, True)
     taken = Machine(cores).play(width, 100)
     assert taken[0] == cores - 1
     assert taken[SHORTEST + GOOD_RUNS + 1 :] == [cores] * (99 - SHORTEST - GOOD_RUNS)
@@ -68,7 +77,9 @@ def test_stalls_that_fewer_threads_do_not_cure() -> None:
 def test_sessions_of_different_length_in_turn() -> None:
     """Back to all threads, though every other run is a slower session's."""
     width = Width(2)
-    width.ran(9.0, True)
+    for _ in range(STALLS):
+        width.ran(9.0, True)
+    assert width.now == 1
     for i in range(4 * LONGEST_MORE):
         width.ran((2 + i % 2 * 3) / width.now, False)
     assert width.now == 2
