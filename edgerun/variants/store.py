@@ -15,9 +15,10 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,8 @@ from edgerun.errors import OptionError, VariantError
 from edgerun.package.tensors import map_file
 from edgerun.variants.check import check_coded
 from edgerun.variants.coding import Coded, DenseDelta, SparseDelta, decode, encode, problem
+from edgerun.variants.views import Views, array, offset
+from edgerun_kernels.record import ROWS
 
 FORMAT, VERSION = "edgerun-variant", 1
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -49,8 +52,8 @@ class Variant:
     """An open variant file, every size and position of which has been checked.
 
     base: fingerprint of the base's original weights. method, parameters, quality: what its maker wrote. bytes: of the
-    file. matrices: by package name. vectors: float32 [n], what is added to norms and biases. Arrays are views of the
-    mapped file.
+    file. matrices: by package name. vectors: float32 [n], what is added to norms and biases. Arrays are views of
+    ``data``, the mapped file, made anew whenever they are asked for.
     """
 
     path: Path
@@ -61,6 +64,7 @@ class Variant:
     bytes: int
     matrices: Mapping[str, Coded] = field(repr=False)
     vectors: Mapping[str, NDArray[np.float32]] = field(repr=False)
+    data: NDArray[np.uint8] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -199,8 +203,8 @@ def open_variant(path: str | os.PathLike[str]) -> Variant:
     Raises VariantError: one line that says what is wrong.
     """
     place = Path(path)
-    data = _mapped(place)
-    header, start = _header(place, data)
+    data, text = _mapped(place)
+    header, start = _header(place, data, text)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise VariantError(f"{place}: not a variant but other safetensors; make one with `edgerun variant create`")
@@ -228,7 +232,36 @@ def open_variant(path: str | os.PathLike[str]) -> Variant:
         if tensors:
             raise damaged(place, f"tensor {next(iter(tensors))!r} belongs to no matrix")
     base, method = texts
-    return Variant(place, base, method, tables[0], tables[1], len(data), matrices, vectors)
+    _forget_header(data, start)
+    coded, plain = Views(data, matrices, _place, _coded), Views(data, vectors, _place_of_vector, _vector)
+    return Variant(place, base, method, tables[0], tables[1], len(data), coded, plain, data)
+
+
+def _place(data: NDArray[np.uint8], coded: Coded) -> tuple[int, ...]:
+    starts = -1 if coded.starts is None else offset(data, coded.starts)
+    places = offset(data, coded.codes), len(coded.codes), offset(data, coded.scales), starts
+    return (*coded.shape, coded.window, coded.bits, *places)
+
+
+def _coded(data: NDArray[np.uint8], place: Sequence[int]) -> Coded:
+    n, k, window, bits, codes, units, scales, starts = place
+    blocks, lines = -(-n // ROWS), 3 if bits == 4 else 2
+    return Coded(
+        (n, k),
+        window,
+        bits,
+        array(data, codes, _DTYPES["U8"], units, lines, ROWS),
+        array(data, scales, _DTYPES["BF16"], blocks * ROWS),
+        None if starts < 0 else array(data, starts, _DTYPES["I32"], blocks + 1),
+    )
+
+
+def _place_of_vector(data: NDArray[np.uint8], vector: NDArray[np.float32]) -> tuple[int, int]:
+    return offset(data, vector), len(vector)
+
+
+def _vector(data: NDArray[np.uint8], place: Sequence[int]) -> NDArray[np.float32]:
+    return array(data, place[0], _DTYPES["F32"], place[1])
 
 
 def damaged(place: Path, what: str) -> VariantError:
@@ -246,25 +279,35 @@ def _broken(place: Path) -> Iterator[None]:
         raise damaged(place, f"its header makes no sense ({error})") from None
 
 
-def _mapped(place: Path) -> NDArray[np.uint8]:
+def _mapped(place: Path) -> tuple[NDArray[np.uint8], bytes]:
+    """The file, and its header's text, read: its pages are wanted only once."""
     try:
         with place.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < 16:
                 raise damaged(place, f"it has only {size} bytes")
-            return np.frombuffer(map_file(file.fileno()), np.uint8)
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(min(length, _MAX_HEADER, size))
+            return np.frombuffer(map_file(file.fileno()), np.uint8), text
     except FileNotFoundError:
         raise VariantError(f"{place}: no such variant; `edgerun variant list` shows those that have a name") from None
     except OSError as error:
         raise VariantError(f"{place}: cannot be read ({error.strerror or error}); check the path") from None
 
 
-def _header(place: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
+def _forget_header(data: NDArray[np.uint8], start: int) -> None:
+    """Gives back the pages that came to memory beside the first tensors'."""
+    mapping = getattr(data.base, "obj", None)
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and start >= mmap.PAGESIZE:
+        mapping.madvise(mmap.MADV_DONTNEED, 0, start // mmap.PAGESIZE * mmap.PAGESIZE)
+
+
+def _header(place: Path, data: NDArray[np.uint8], text: bytes) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(data[:8].tobytes(), "little")
-    if length > min(_MAX_HEADER, len(data) - 8) or data[8] != ord("{"):
+    if length > min(_MAX_HEADER, len(data) - 8) or not text.startswith(b"{"):
         raise VariantError(f"{place}: not a variant: no safetensors header, or cut short; check the path")
     with _broken(place):
-        header = json.loads(data[8 : 8 + length].tobytes())
+        header = json.loads(text)
         if not isinstance(header, dict):
             raise ValueError("no object")
         return header, 8 + length

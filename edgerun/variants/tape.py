@@ -57,7 +57,7 @@ def with_deltas(tape: Tape, terms: Sequence[Term]) -> Tape:
     """The tape of the base plus the sum of the variants times their weights; each has passed ``check``."""
     ops = [np.array(op) for op in tape.ops]
     behind: dict[int, list[NDArray[np.int64]]] = {}
-    arrays: list[NDArray[Any]] = list(tape.arrays)
+    arrays: list[NDArray[Any]] = [*tape.arrays, *(variant.data for variant, _ in terms)]
     for site in tape.sites:
         if site.vector is not None:
             _add_vectors(site, terms, ops, arrays)
@@ -67,7 +67,6 @@ def with_deltas(tape: Tape, terms: Sequence[Term]) -> Tape:
             if coded is not None and len(coded.codes):
                 record = _record(site, ops[site.records[-1]], coded, weight)
                 behind.setdefault(site.records[-1], []).append(record)
-                arrays += [array for array in (coded.codes, coded.scales, coded.starts) if array is not None]
     records, names = [], []
     for i, op in enumerate(ops):
         added = behind.get(i, [])
