@@ -42,7 +42,7 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 from finetune_tasks import Example, examples  # noqa: E402
 
 TASKS = ("dates", "orders")
-DROPS = (0.99, 0.998, 0.95, 0.9, 0.5)
+DROPS = (0.99, 0.95, 0.9, 0.5, 0.998)
 """In the order in which they are measured. 0.998 is beyond what is asked for: where DARE begins to fail here."""
 SEEDS = (0, 1, 2)
 METHODS = ("dare", "darex-q", "darex-q labels", "darex-q-layers", "magnitude", "wanda")

@@ -39,10 +39,10 @@ columns are long enough to be shared themselves."""
 WORTH_WHILE = ((320, 0.2), (768, 0.3), (2048, 0.45), (4096, 0.58), (1 << 62, 0.69))
 """Up to so many bytes of a column, the share of columns below which reading them one by one was measured to be faster
 than reading all: memory gives long runs faster than short ones."""
-PART_WITH_MINIMA, PART_OF_DELTA = 0.7, {"q4": 0.5, "q8": 0.5, "q4m": 0.06}
+PART_WITH_MINIMA, PART_OF_DELTA = 0.85, {"q4": 0.5, "q8": 0.5, "q4m": 0.06}
 """Of that share, what is left where minima are multiplied, which is done for whole groups as for scales; and with sums
 in float64, which double that work, or do it many times over with minima."""
-TERNARY_WORTH_WHILE = 0.47
+TERNARY_WORTH_WHILE = ((2048, 0.47), (1 << 62, 0.7))
 """Likewise, of ternary layers; their columns are summed up in integers."""
 ANY = 1 << 40
 
@@ -108,9 +108,8 @@ def most_columns(projection: Projection, method: type[Method] = Threshold) -> in
     """Of its columns, as many as are read one by one at most with a method."""
     if projection.fmt == "ternary_columns":
         return projection.k
-    if projection.fmt in TERNARY:
-        return int(projection.k * TERNARY_WORTH_WHILE)
-    share = next(share for limit, share in WORTH_WHILE if projection.run_bytes <= limit)
+    table = TERNARY_WORTH_WHILE if projection.fmt in TERNARY else WORTH_WHILE
+    share = next(share for limit, share in table if projection.run_bytes <= limit)
     if method is Delta:
         share *= PART_OF_DELTA[projection.fmt]
     elif projection.fmt == "q4m":

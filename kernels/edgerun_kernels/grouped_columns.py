@@ -30,7 +30,7 @@ from .kernel import inner, op_kernel
 from .linear import finish, input_address, linear_q4, linear_q8, n_rows, output_address
 from .linear_products import MINUS_128
 from .math import ZERO, share
-from .record import COLUMN_AHEAD, GROUP, ROWS, SEGMENT_BYTES, Field, Op, Run
+from .record import GROUP, ROWS, SEGMENT_BYTES, Field, Op, Run
 from .simd.ops import (
     dot_i8_bias,
     field,
@@ -47,6 +47,8 @@ from .simd.ops import (
 from .simd.tiles import Tile
 
 LINEAR_Q8 = int(Op.LINEAR_Q8)
+AHEAD = 16
+"""Columns by which prefetching runs ahead into the second cache: the next segment's, or near it."""
 OFFSET = GROUP + 4
 """From a group's terms to what a weight's offset adds up to; the scale lies at GROUP."""
 
@@ -54,7 +56,7 @@ OFFSET = GROUP + 4
 @inner
 def fetch_columns(four, at):
     for j in range(4):
-        prefetch_far(load_i64(four + 8 * (COLUMN_AHEAD + j)) + at)
+        prefetch_far(load_i64(four + 8 * (AHEAD + j)) + at)
 
 
 @inner
@@ -209,7 +211,7 @@ def _one_row(adding, line_rows, has_minimum, exact):
         part_bytes = element * stack
         list_parts(scratch, x, n_groups, cost, n_parts, first, last, w, stride, d, m, 2 * stack, sums, part_bytes)
         whole = last - first > 1
-        for i in range(COLUMN_AHEAD):
+        for i in range(AHEAD):
             for line in range(0 if whole else begin % n_slabs, n_slabs if whole else end - first * n_slabs):
                 prefetch_far(load_i64(addresses + 8 * i) + 64 * line)
         at = segments

@@ -286,11 +286,11 @@ def ternary_scratch_bytes(n: int, k: int) -> int:
 
 
 def list_scratch_bytes(k: int) -> int:
-    """A thread's scratch for lists of the active ones of k columns: a header line, segments of groups with one term and
-    with two, addresses, two terms, and the masks of all groups."""
+    """A thread's scratch for lists of the active ones of k columns: a header line, two segments a group with one term
+    and with two, addresses, two terms, of all groups the masks and what segments beyond the first take for terms."""
     groups = -(-k // GROUP)
     padded = groups * GROUP
-    return 64 + 2 * groups * SEGMENT_BYTES + 8 * (padded + COLUMN_AHEAD) + 2 * padded + 8 * groups
+    return 64 + 4 * groups * SEGMENT_BYTES + 8 * (padded + COLUMN_AHEAD) + 2 * padded + 24 * groups
 
 
 STATE_HEADER = 64

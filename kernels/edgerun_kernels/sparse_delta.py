@@ -44,8 +44,9 @@ from .simd.ops import (
     zero_i32,
 )
 
-AHEAD = 8192
-"""Bytes by which prefetching runs before the loads."""
+AHEAD = 4096
+"""Bytes by which prefetching runs before the loads of codes and of scales, which follow them in a file: together they
+sweep all of it."""
 UNIT_8, UNIT_4 = 32, 48
 """Bytes of a unit: one step of 8-bit values, two steps of 4-bit ones."""
 
@@ -70,7 +71,9 @@ def unit_bytes(bits):
 @inner
 def add_to(op, y, block, acc):
     """Adds the sums of a block's rows, scaled, to the outputs."""
-    scale = load_bf16x16(field(op, Field.D) + 32 * block) * splat(np.float32(field_f64(op, Field.SCALE)))
+    scales = field(op, Field.D) + 32 * block
+    prefetch(scales + AHEAD)
+    scale = load_bf16x16(scales) * splat(np.float32(field_f64(op, Field.SCALE)))
     address = y + 64 * block
     store_f32x16(address, fma(acc, scale, load_f32x16(address)))
 
