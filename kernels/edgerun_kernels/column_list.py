@@ -7,7 +7,16 @@ group of activations has two terms, its columns have two segments, and come from
 
 from .kernel import inner
 from .math import share
-from .record import COLUMN_AHEAD, GROUP, SEGMENT_BYTES, TILE_HEADER, first_stride, second_stride
+from .record import (
+    COLUMN_AHEAD,
+    GROUP,
+    GROUP_SEGMENTS,
+    MOST_QUADS,
+    SEGMENT_BYTES,
+    TILE_HEADER,
+    first_stride,
+    second_stride,
+)
 from .simd.ops import count_ones, first_one, load_i64, load_u8, nonzero_bytes, store_i64, store_u8
 
 CHOSEN, N_SEGMENTS, ZERO_SUM, ALL = 0, 8, 16, 40
@@ -19,9 +28,6 @@ sum, of the weights' scales and minima, of the part's sums, of the terms that ar
 STRIDE_1, STRIDE_2 = first_stride(1), second_stride(1)
 FOLD = 4
 """Columns that read as many bytes as a group's scales do: the least that a group costs."""
-MOST_QUADS = 4
-"""Fours of columns in a segment, which go through all rows side by side: the processor follows 16 streams of lines and
-fetches ahead of them, of 20 none (measured: half the speed)."""
 
 
 @inner
@@ -29,7 +35,7 @@ def places(scratch, n_groups):
     """Segments, addresses, first terms, second terms, masks; behind these, what ``without_offset`` notes, 16 bytes a
     group."""
     segments = scratch + 64
-    addresses = segments + 4 * n_groups * SEGMENT_BYTES
+    addresses = segments + GROUP_SEGMENTS * n_groups * SEGMENT_BYTES
     values = addresses + 8 * (GROUP * n_groups + COLUMN_AHEAD)
     return segments, addresses, values, values + GROUP * n_groups, values + 2 * GROUP * n_groups
 

@@ -47,7 +47,7 @@ from .simd.ops import (
 from .simd.tiles import Tile
 
 LINEAR_Q8 = int(Op.LINEAR_Q8)
-AHEAD = 16
+AHEAD = 12
 """Columns by which prefetching runs ahead into the second cache: the next segment's, or near it."""
 OFFSET = GROUP + 4
 """From a group's terms to what a weight's offset adds up to; the scale lies at GROUP."""

@@ -231,7 +231,12 @@ COLUMN_AHEAD = 32
 """Columns by which prefetching runs ahead there, into the second cache: fetched nearer, or into the first cache, they
 come too late."""
 SEGMENT_BYTES = 64
-"""Of a list of columns: what is known of a group's."""
+"""Of a list of columns: what is known of some of a group's."""
+MOST_QUADS = 3
+"""Fours of columns in such a segment, which go through all rows side by side: the processor follows 16 streams of lines
+and fetches ahead of them, of 20 none (measured: half the speed); some are scales and sums."""
+GROUP_SEGMENTS = 2 * -(-GROUP // (4 * MOST_QUADS))
+"""Of a group, at most: all its columns, by two terms."""
 UNIT_ROWS, UNIT_COLUMNS, UNIT_BYTES = 32, 48, 320
 """Of ternary weights in codes of three columns: the unit that lies together."""
 MOST_UNITS_A_PART = 18
@@ -286,11 +291,11 @@ def ternary_scratch_bytes(n: int, k: int) -> int:
 
 
 def list_scratch_bytes(k: int) -> int:
-    """A thread's scratch for lists of the active ones of k columns: a header line, two segments a group with one term
-    and with two, addresses, two terms, of all groups the masks and what segments beyond the first take for terms."""
+    """A thread's scratch for lists of the active ones of k columns: a header line, segments, addresses, two terms,
+    of all groups the masks and what segments beyond a group's first take for terms."""
     groups = -(-k // GROUP)
     padded = groups * GROUP
-    return 64 + 4 * groups * SEGMENT_BYTES + 8 * (padded + COLUMN_AHEAD) + 2 * padded + 24 * groups
+    return 64 + GROUP_SEGMENTS * groups * SEGMENT_BYTES + 8 * (padded + COLUMN_AHEAD) + 2 * padded + 24 * groups
 
 
 STATE_HEADER = 64
