@@ -55,7 +55,8 @@ def logits(model: Model, sparsity: str, variant: str | Path | None = None) -> Ar
 
 
 def test_without_zeros_the_columns_are_the_rows(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All columns one by one give the dense layers' sums in another order; where too many are wanted, the same bits."""
+    """All columns one by one give the dense layers' sums in another order, after which now and then an input falls to the
+    other of two integers; where too many are wanted, the same bits."""
     with Model(package, threads=2) as model:
         dense = logits(model, "none")
         np.testing.assert_array_equal(logits(model, "zero"), dense)
@@ -63,7 +64,9 @@ def test_without_zeros_the_columns_are_the_rows(package: Path, monkeypatch: pyte
     with Model(package, threads=2) as model:
         got = logits(model, "zero")
     np.testing.assert_array_equal(got[:30], dense[:30])
-    assert 0 < np.abs(got - dense).max() < 1e-3 * np.abs(dense).max()
+    errors = np.abs(got - dense).max(1) / np.abs(dense).max()
+    assert 0 < errors.max() < 1e-2
+    assert (errors > 1e-6).sum() <= 2
 
 
 def test_small_inputs_are_left_out_at_decode_only(package: Path) -> None:
