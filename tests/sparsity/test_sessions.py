@@ -55,8 +55,8 @@ def logits(model: Model, sparsity: str, variant: str | Path | None = None) -> Ar
 
 
 def test_without_zeros_the_columns_are_the_rows(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All columns one by one give the dense layers' sums in another order, after which now and then an input falls to the
-    other of two integers; where too many are wanted, the same bits."""
+    """All columns one by one give the dense layers' sums in another order, after which an input now and then falls to
+    the other of two integers; where too many are wanted, the same bits."""
     with Model(package, threads=2) as model:
         dense = logits(model, "none")
         np.testing.assert_array_equal(logits(model, "zero"), dense)
