@@ -47,6 +47,8 @@ class Session:
         self._tokens: list[int] = []
         self.pages: list[NDArray[np.uint8] | None] = []
         """The cache, PAGE positions a page; None where no policy needs one any more."""
+        self._spare: NDArray[np.uint8] | None = None
+        """One that a rewind has left: to the system, memory that is new can be several tokens' work."""
         self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
         self._logits = self._buffer(1)
         self._running: NDArray[np.uint8] | None = None
@@ -76,10 +78,11 @@ class Session:
         kept = self._tokens[:n_tokens]
         self._running = None
         if n_tokens and (self.state is None or self.state.rewind(n_tokens)):
-            self._tokens = kept
+            self._tokens, left = kept, self.pages[-(-n_tokens // PAGE) :]
+            self._spare = next((page for page in left if page is not None), self._spare)
             del self.pages[-(-n_tokens // PAGE) :]
             return n_tokens
-        self._tokens, self.pages = [], []
+        self._tokens, self.pages, self._spare = [], [], None
         self.state = self._fresh_state()
         if kept:
             self.prefill(kept)
@@ -123,7 +126,7 @@ class Session:
     @property
     def cache_bytes(self) -> tuple[int, int]:
         """What the pages of the cache take in memory, and what policies hold beside them."""
-        pages = sum(page.nbytes for page in self.pages if page is not None)
+        pages = sum(page.nbytes for page in (*self.pages, self._spare) if page is not None)
         return pages, 0 if self.state is None else self.state.bytes
 
     def use(self, variant: str | os.PathLike[str], *, keep: bool = False) -> None:
@@ -244,7 +247,8 @@ class Session:
         end = len(self._tokens) + len(ids)
         try:
             while len(self.pages) * PAGE < end:
-                page = aligned(self.model.tape.page_bytes)
+                page = aligned(self.model.tape.page_bytes) if self._spare is None else self._spare
+                self._spare = None
                 self._page_table[len(self.pages)] = page.ctypes.data
                 self.pages.append(page)
             if self.state is not None:

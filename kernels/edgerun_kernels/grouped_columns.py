@@ -211,7 +211,7 @@ def _one_row(adding, line_rows, has_minimum, exact):
         part_bytes = element * stack
         list_parts(scratch, x, n_groups, cost, n_parts, first, last, w, stride, d, m, 2 * stack, sums, part_bytes)
         whole = last - first > 1
-        for i in range(AHEAD):
+        for i in range(min(AHEAD, total)):
             for line in range(0 if whole else begin % n_slabs, n_slabs if whole else end - first * n_slabs):
                 prefetch_far(load_i64(addresses + 8 * i) + 64 * line)
         at = segments
