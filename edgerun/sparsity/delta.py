@@ -5,7 +5,7 @@ columns by the input as it is, and leaves the state alone.
 
 Inputs are sent in whole steps, a power of two that the session chooses when it computes afresh, and sums are float64,
 in which they are exact: running sums do not drift (see ``edgerun_kernels.changes``). After too much has moved several
-times in a row, a projection rests: up to 7 tokens multiply all columns without a look.
+times in a row, a projection rests: up to 15 tokens multiply all columns without a look.
 
 Not for ternary layers. Their inputs are integers whose scale is each token's own, and a sum of weights times the
 integers of one token is no sum of the next one's; to send changes in common steps would mean to round inputs otherwise

@@ -51,8 +51,8 @@ many positions that rest had. What is found at a position is written for the nex
 writing."""
 AFRESH, NEW_STEP = 24, 32
 """In the header of a thread's scratch: whether everything is computed afresh, and the float32 step."""
-LONGEST_REST = 7
-"""Positions that multiply by all columns unseen, after too much has moved several times in a row (1, 3, 7): looking
+LONGEST_REST = 15
+"""Positions that multiply by all columns unseen, after too much has moved several times in a row (1, 3, 7, 15): looking
 costs as much as a twentieth of a small layer."""
 STEPS_A_ROOT = np.float32(32)
 """Steps that the root mean square of a row has when it is computed afresh; up to twice as many."""

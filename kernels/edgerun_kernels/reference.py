@@ -338,8 +338,8 @@ def keep_rows(x: QuantisedRows, keep: NDArray[np.bool_]) -> QuantisedRows:
 
 
 class Rests:
-    """At which positions a layer of delta activations looks for what has moved: none for 1, 3, then 7 positions after
-    each time in a row that it was too much."""
+    """At which positions a layer of delta activations looks for what has moved: none for 1, 3, 7, then 15 positions
+    after each time in a row that it was too much."""
 
     def __init__(self) -> None:
         self._end = self._count = 0
@@ -348,7 +348,7 @@ class Rests:
         return position >= self._end
 
     def looked(self, position: int, too_much: bool) -> None:
-        self._count = min(2 * self._count + 1, 7) if too_much else 0
+        self._count = min(2 * self._count + 1, 15) if too_much else 0
         self._end = position + 1 + self._count
 
 
