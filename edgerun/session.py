@@ -78,9 +78,9 @@ class Session:
         kept = self._tokens[:n_tokens]
         self._running = None
         if n_tokens and (self.state is None or self.state.rewind(n_tokens)):
-            self._tokens, left = kept, self.pages[-(-n_tokens // PAGE) :]
-            self._spare = next((page for page in left if page is not None), self._spare)
-            del self.pages[-(-n_tokens // PAGE) :]
+            self._tokens, n_pages = kept, -(-n_tokens // PAGE)
+            self._spare = next((page for page in self.pages[n_pages:] if page is not None), self._spare)
+            del self.pages[n_pages:]
             return n_tokens
         self._tokens, self.pages, self._spare = [], [], None
         self.state = self._fresh_state()

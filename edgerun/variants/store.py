@@ -31,7 +31,6 @@ from edgerun.package.tensors import map_file
 from edgerun.variants.check import check_coded
 from edgerun.variants.coding import Coded, DenseDelta, SparseDelta, decode, encode, problem
 from edgerun.variants.views import Views, array, offset
-from edgerun_kernels.record import ROWS
 
 FORMAT, VERSION = "edgerun-variant", 1
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -203,8 +202,9 @@ def open_variant(path: str | os.PathLike[str]) -> Variant:
     Raises VariantError: one line that says what is wrong.
     """
     place = Path(path)
-    data, text = _mapped(place)
-    header, start = _header(place, data, text)
+    data, length, text = _mapped(place)
+    header = _header(place, len(data), length, text)
+    start = 8 + length
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise VariantError(f"{place}: not a variant but other safetensors; make one with `edgerun variant create`")
@@ -238,21 +238,21 @@ def open_variant(path: str | os.PathLike[str]) -> Variant:
 
 
 def _place(data: NDArray[np.uint8], coded: Coded) -> tuple[int, ...]:
-    starts = -1 if coded.starts is None else offset(data, coded.starts)
-    places = offset(data, coded.codes), len(coded.codes), offset(data, coded.scales), starts
-    return (*coded.shape, coded.window, coded.bits, *places)
+    codes, scales, starts = coded.codes, coded.scales, coded.starts
+    gaps = (-1, 0) if starts is None else (offset(data, starts), len(starts))
+    places = offset(data, codes), *codes.shape, offset(data, scales), len(scales)
+    return (*coded.shape, coded.window, coded.bits, *places, *gaps)
 
 
 def _coded(data: NDArray[np.uint8], place: Sequence[int]) -> Coded:
-    n, k, window, bits, codes, units, scales, starts = place
-    blocks, lines = -(-n // ROWS), 3 if bits == 4 else 2
+    n, k, window, bits, codes, units, lines, width, scales, n_scales, starts, n_starts = place
     return Coded(
         (n, k),
         window,
         bits,
-        array(data, codes, _DTYPES["U8"], units, lines, ROWS),
-        array(data, scales, _DTYPES["BF16"], blocks * ROWS),
-        None if starts < 0 else array(data, starts, _DTYPES["I32"], blocks + 1),
+        array(data, codes, _DTYPES["U8"], units, lines, width),
+        array(data, scales, _DTYPES["BF16"], n_scales),
+        None if starts < 0 else array(data, starts, _DTYPES["I32"], n_starts),
     )
 
 
@@ -279,8 +279,9 @@ def _broken(place: Path) -> Iterator[None]:
         raise damaged(place, f"its header makes no sense ({error})") from None
 
 
-def _mapped(place: Path) -> tuple[NDArray[np.uint8], bytes]:
-    """The file, and its header's text, read: its pages are wanted only once."""
+def _mapped(place: Path) -> tuple[NDArray[np.uint8], int, bytes]:
+    """The file, the length that its header says to have, and the header's text, which is read, not mapped: it is
+    wanted only once."""
     try:
         with place.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -288,7 +289,7 @@ def _mapped(place: Path) -> tuple[NDArray[np.uint8], bytes]:
                 raise damaged(place, f"it has only {size} bytes")
             length = int.from_bytes(file.read(8), "little")
             text = file.read(min(length, _MAX_HEADER, size))
-            return np.frombuffer(map_file(file.fileno()), np.uint8), text
+            return np.frombuffer(map_file(file.fileno()), np.uint8), length, text
     except FileNotFoundError:
         raise VariantError(f"{place}: no such variant; `edgerun variant list` shows those that have a name") from None
     except OSError as error:
@@ -302,15 +303,14 @@ def _forget_header(data: NDArray[np.uint8], start: int) -> None:
         mapping.madvise(mmap.MADV_DONTNEED, 0, start // mmap.PAGESIZE * mmap.PAGESIZE)
 
 
-def _header(place: Path, data: NDArray[np.uint8], text: bytes) -> tuple[dict[str, Any], int]:
-    length = int.from_bytes(data[:8].tobytes(), "little")
-    if length > min(_MAX_HEADER, len(data) - 8) or not text.startswith(b"{"):
+def _header(place: Path, size: int, length: int, text: bytes) -> dict[str, Any]:
+    if length > min(_MAX_HEADER, size - 8) or not text.startswith(b"{"):
         raise VariantError(f"{place}: not a variant: no safetensors header, or cut short; check the path")
     with _broken(place):
         header = json.loads(text)
         if not isinstance(header, dict):
             raise ValueError("no object")
-        return header, 8 + length
+        return header
     raise AssertionError
 
 

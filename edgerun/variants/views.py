@@ -54,5 +54,5 @@ def offset(data: NDArray[np.uint8], view: NDArray[Any]) -> int:
 
 
 def array(data: NDArray[np.uint8], at: int, dtype: np.dtype[Any], *shape: int) -> NDArray[Any]:
-    """float, int or whatever [shape] at byte ``at`` of the data."""
+    """A view [*shape] of the data from byte ``at`` on."""
     return np.ndarray(shape, dtype, data, at)
