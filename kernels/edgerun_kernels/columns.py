@@ -7,6 +7,7 @@ ones, and add up integers of their own; ``gather_columns`` joins them. Several r
 ``linear`` does. The layout is in ``edgerun.package.layout``.
 """
 
+from .column_fetch import FAR, FARTHER, NEAR, fetch_columns, fetch_first, four_from
 from .kernel import inner, op_kernel
 from .linear import finish, input_address, n_rows, output_address
 from .math import ZERO, share
@@ -35,7 +36,6 @@ from .simd.ops import (
     load_i64,
     load_u8,
     nonzero_bytes,
-    prefetch_far,
     splat,
     splat_i32,
     store_i32x16,
@@ -46,10 +46,9 @@ from .simd.ops import (
 )
 from .simd.tiles import Tile
 
+AHEAD = NEAR, FAR, FARTHER
 QUADS = 4
 """Fours of columns that go through all rows together: few enough that their bytes stay in the first cache."""
-SHORT = 16
-"""Lines of a column, below which its lines are met in leaps."""
 PART = 32
 """Groups of columns that several rows take together: what they hold of 256 weight rows stays in the second cache."""
 
@@ -123,11 +122,8 @@ def _adding(tile, first):
         for i in range(n_quads):
             four, x = addresses + 32 * i, values + 4 * i
             if fetches:
-                for j in range(4):
-                    prefetch_far(load_i64(four + 8 * (COLUMN_AHEAD + j)) + at)
-            w = columns(
-                load_i64(four) + at, load_i64(four + 8) + at, load_i64(four + 16) + at, load_i64(four + 24) + at
-            )
+                fetch_columns(four, at, AHEAD)
+            w = columns(*four_from(four, at))
             a, b = dot(a, bits_0(w), x), dot(b, bits_1(w), x)
             c, d = dot(c, bits_2(w), x), dot(d, bits_3(w), x)
         store(sums, end(a, a0))
@@ -140,27 +136,6 @@ def _adding(tile, first):
 
 add_wide = _adding(Tile(1, 4), 0)
 add_low, add_high = (_adding(Tile(1, 2, lanes=8), first) for first in (0, 2))
-
-
-@inner
-def slab_step(n_slabs):
-    """By which a walk over the slabs leaps, so that it meets each once.
-
-    Short columns: so that no two neighbours follow each other. In order, the processor takes a column's lines for the
-    start of a stream and fetches what follows, columns that are left out: measured, 110 or 280 us a layer of
-    6912 x 2560 where a third is read, and 80 in leaps. Longer ones are worth a stream each: in order, a quarter to a
-    half faster at 54 lines.
-    """
-    if n_slabs >= SHORT:
-        return 1
-    step = n_slabs * 7 // 10
-    a, b = n_slabs, step
-    while b != 0:
-        a, b = b, a % b
-        if b == 0 and a != 1:
-            step += 1
-            a, b = n_slabs, step
-    return step
 
 
 @inner
@@ -201,16 +176,12 @@ def add_columns(op, x, total, tid, n_threads, sums):
     addresses = sums + 1024 * n_slabs
     values = addresses + 8 * (k + COLUMN_AHEAD)
     list_columns(x, k, first, last, field(op, Field.W), stride, addresses, values)
-    for i in range(COLUMN_AHEAD):
-        for line in range(0, stride, 64):
-            prefetch_far(load_i64(addresses + 8 * i) + line)
-    mine, step = (last - first + 3) // 4, slab_step(n_slabs)
+    fetch_first(addresses, last - first, AHEAD, 0, stride)
+    mine = (last - first + 3) // 4
     for i in range(0, mine, QUADS):
         four, v, count = addresses + 32 * i, values + 4 * i, min(QUADS, mine - i)
-        slab = 0
-        for _ in range(n_slabs):
+        for slab in range(n_slabs):
             at, to = 64 * slab, sums + 1024 * slab
-            slab = (slab + step) % n_slabs
             if is_wide() != 0:
                 add_wide(four, v, count, at, to)
             else:
@@ -245,7 +216,7 @@ def _products(tile, first):
     zero, add_scaled, splat_scale, store = tile.zero(), tile.add_scaled(), tile.splat(), tile.store()
 
     @inner
-    def four_from(w, stride, column):
+    def four_beside(w, stride, column):
         one = w + column * stride
         return columns(one, one + stride, one + 2 * stride, one + 3 * stride)
 
@@ -255,7 +226,8 @@ def _products(tile, first):
         for g in range(part, min(part + PART, n_groups)):
             sums = begin(acc)
             for c in range(0, GROUP, 8):
-                first_four, others = four_from(w, stride, GROUP * g + c), four_from(w, stride, GROUP * g + c + 4)
+                at = GROUP * g + c
+                first_four, others = four_beside(w, stride, at), four_beside(w, stride, at + 4)
                 inputs = x + TILE_HEADER + GROUP * TILE_ROWS * g + c
                 sums = dot_twice(sums, pair(first_four, plane), pair(others, plane), inputs)
             acc = end(sums, acc)

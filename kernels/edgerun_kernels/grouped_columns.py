@@ -8,6 +8,7 @@ columns are wanted, or several rows run, ``join_columns`` multiplies by all colu
 """
 
 from .changes import AFRESH, rest_after, state_address, state_sums, take_changes
+from .column_fetch import distances, fetch_columns, fetch_first, four_from
 from .column_list import (
     ALL,
     CHOSEN,
@@ -47,21 +48,8 @@ from .simd.ops import (
 from .simd.tiles import Tile
 
 LINEAR_Q8 = int(Op.LINEAR_Q8)
-AHEAD = 12
-"""Columns by which prefetching runs ahead into the second cache: the next segment's, or near it."""
 OFFSET = GROUP + 4
 """From a group's terms to what a weight's offset adds up to; the scale lies at GROUP."""
-
-
-@inner
-def fetch_columns(four, at):
-    for j in range(4):
-        prefetch_far(load_i64(four + 8 * (AHEAD + j)) + at)
-
-
-@inner
-def four_from(four, at):
-    return load_i64(four) + at, load_i64(four + 8) + at, load_i64(four + 16) + at, load_i64(four + 24) + at
 
 
 @inner
@@ -98,14 +86,14 @@ def _fold(tile, has_minimum, exact):
 
 
 def _nibbles(tile, first, has_minimum, exact):
-    """``add(segment, addresses, at, row, half)``: a segment's columns to the sums of a line's rows."""
+    """``add(segment, addresses, at, row, half, ahead)``: a segment's columns to the sums of a line's rows."""
     columns, dot, begin, end = tile.columns(first), tile.dot("dot_u4"), tile.begin(), tile.end()
     starts, low, high = tile.starts(None if has_minimum else 0), tile.bits(0, 4), tile.bits(4, 4)
     fold = _fold(tile, has_minimum, exact)
     fetches = tile.lanes == 16 or first == 0
 
     @inner
-    def add(segment, addresses, at, row, half):
+    def add(segment, addresses, at, row, half, ahead):
         terms, n_quads = load_i64(segment + TERMS), load_i64(segment + QUADS)
         start = load_i64(segment + FIRST)
         a0 = starts(terms + OFFSET)
@@ -113,7 +101,7 @@ def _nibbles(tile, first, has_minimum, exact):
         for i in range(n_quads):
             four, x = addresses + 8 * start + 32 * i, load_i64(segment + VALUES) + start + 4 * i
             if fetches:
-                fetch_columns(four, at)
+                fetch_columns(four, at, ahead)
             w = columns(*four_from(four, at))
             a, b = dot(a, low(w), x), dot(b, high(w), x)
         fold(segment, end(a, a0), row, half)
@@ -129,14 +117,14 @@ def _bytes(tile, first, has_minimum, exact):
     fetches = tile.lanes == 16 or first == 0
 
     @inner
-    def add(segment, addresses, at, row, half):
+    def add(segment, addresses, at, row, half, ahead):
         terms, n_quads = load_i64(segment + TERMS), load_i64(segment + QUADS)
         start = load_i64(segment + FIRST)
         a = from_bias(terms + OFFSET) if dot_i8_bias() != 0 else from_zero(terms)
         for i in range(n_quads):
             four, x = addresses + 8 * start + 32 * i, load_i64(segment + VALUES) + start + 4 * i
             if fetches:
-                fetch_columns(four, at)
+                fetch_columns(four, at, ahead)
             w = columns(*four_from(four, at))
             a = dot(a, w, x)
         fold(segment, a, row, half)
@@ -159,23 +147,28 @@ def _one_row(adding, line_rows, has_minimum, exact):
     scale_lines, element = 2 * line_rows, 8 if exact else 4
 
     @inner
-    def some_slabs(first, last, addresses, first_slab, last_slab):
+    def fetch_scales(segment, at, n_bytes):
+        scales, minima = load_i64(segment + SCALES), load_i64(segment + MINIMA)
+        for line in range(at, at + n_bytes, 64):
+            prefetch_far(scales + line)
+            if has_minimum:
+                prefetch_far(minima + line)
+
+    @inner
+    def some_slabs(first, last, addresses, first_slab, last_slab, ahead):
         """The segments from ``first`` to before ``last``, to the rows of some lines."""
         for segment in range(first, last, SEGMENT_BYTES):
-            ahead = min(segment + 2 * SEGMENT_BYTES, last - SEGMENT_BYTES)
-            scales, minima = load_i64(ahead + SCALES), load_i64(ahead + MINIMA)
+            next_but_one = min(segment + 2 * SEGMENT_BYTES, last - SEGMENT_BYTES)
+            behind_it = min(segment + 3 * SEGMENT_BYTES, last - SEGMENT_BYTES)
             for at in range(first_slab, last_slab):
-                for line in range(0, scale_lines, 64):
-                    prefetch_far(scales + scale_lines * at + line)
-                if minima != 0:
-                    for line in range(0, scale_lines, 64):
-                        prefetch_far(minima + scale_lines * at + line)
+                fetch_scales(behind_it, scale_lines * at, scale_lines)
+                fetch_scales(next_but_one, scale_lines * at, scale_lines)
                 if is_wide() != 0:
-                    wide(segment, addresses, 64 * at, line_rows * at, 0)
+                    wide(segment, addresses, 64 * at, line_rows * at, 0, ahead)
                 else:
                     for half in range(0, 64, 32):
-                        low(segment, addresses, 64 * at + half, line_rows * at, half)
-                        high(segment, addresses, 64 * at + half, line_rows * at + 32, half)
+                        low(segment, addresses, 64 * at + half, line_rows * at, half, ahead)
+                        high(segment, addresses, 64 * at + half, line_rows * at + 32, half, ahead)
 
     @inner
     def kernel(op, run, tid, n_threads):
@@ -211,16 +204,16 @@ def _one_row(adding, line_rows, has_minimum, exact):
         part_bytes = element * stack
         list_parts(scratch, x, n_groups, cost, n_parts, first, last, w, stride, d, m, 2 * stack, sums, part_bytes)
         whole = last - first > 1
-        for i in range(min(AHEAD, total)):
-            for line in range(0 if whole else begin % n_slabs, n_slabs if whole else end - first * n_slabs):
-                prefetch_far(load_i64(addresses + 8 * i) + 64 * line)
+        ahead = distances(64 * n_slabs)
+        first_line, last_line = (0, n_slabs) if whole else (begin % n_slabs, end - first * n_slabs)
+        fetch_first(addresses, total, ahead, 64 * first_line, 64 * last_line)
         at = segments
         finish_at = segments + SEGMENT_BYTES * load_i64(scratch + N_SEGMENTS)
         for part in range(first, last):
             after = at
             while after < finish_at and load_i64(after + SUMS) == sums + part_bytes * part:
                 after += SEGMENT_BYTES
-            some_slabs(at, after, addresses, max(begin - part * n_slabs, 0), min(end - part * n_slabs, n_slabs))
+            some_slabs(at, after, addresses, max(begin - part * n_slabs, 0), min(end - part * n_slabs, n_slabs), ahead)
             at = after
 
     return kernel

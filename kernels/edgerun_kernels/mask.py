@@ -43,6 +43,8 @@ LOOKED_AT = 24
 """Groups, about, of which the limit for a share is found: more would make it no better."""
 STEPS, NARROWEST = 10, np.float32(1e-4)
 """Halvings, on a scale of octaves, of the range from the largest size down to this part of it."""
+FIRST_LOOK = 6
+"""Groups, about, that are looked at first."""
 HEADER = 64
 """Of a thread's scratch; see ``column_list``."""
 SCALE, OFFSET, SUM = GROUP, GROUP + 4, GROUP + 12
@@ -140,6 +142,47 @@ def too_many(op, scratch, n_groups, limit):
     return found
 
 
+def _first_look(group):
+    """``wants_all(op, x, n_groups)``: whether a first look says that a row wants more than MOST columns, by a tenth of
+    all and more. It spares what inputs are worth, which comes from memory and takes longer than the arithmetic: large
+    is measured by the inputs themselves, and counted in some groups. ``group(x, g)``: the values of one."""
+
+    @inner
+    def wants_all(op, x, n_groups):
+        step = n_groups // FIRST_LOOK
+        if step < 2 or field_f64(op, Field.SHARE) != 0:
+            return False
+        total = splat(ZERO)
+        for g in range(n_groups):
+            u, v = group(x, g)
+            total = fma(v, v, fma(u, u, total))
+        root = sqrt(sum_f32(total) / np.float32(GROUP * n_groups))
+        limit, count, seen = splat(np.float32(field_f64(op, Field.THRESHOLD)) * root), zero_i32(), 0
+        for g in range(0, n_groups, step):
+            (u, v), worth = group(x, g), field(op, Field.W) + 4 * GROUP * g
+            count = count + kept(splat_i32(ONE), vabs(u * load_f32x16(worth)), limit)
+            count = count + kept(splat_i32(ONE), vabs(v * load_f32x16(worth + 64)), limit)
+            seen += GROUP
+        k = field(op, Field.K)
+        return 10 * k * sum_i32(count) > (10 * field(op, Field.MOST) + k) * seen
+
+    return wants_all
+
+
+@inner
+def first_terms(x, g):
+    return group_values(x + TILE_HEADER + STRIDE_1 * g, 0)
+
+
+@inner
+def row_values(x, g):
+    at = x + TILE_HEADER + GROUP * g
+    return to_float(load_i8x16(at)), to_float(load_i8x16(at + 16))
+
+
+wants_all, row_wants_all = _first_look(first_terms), _first_look(row_values)
+
+
 @op_kernel
 def keep_large(op, run, tid, n_threads):
     """Of the row at X, to one at Y: the inputs whose size is at least THRESHOLD times the sizes' root mean square, or
@@ -150,6 +193,9 @@ def keep_large(op, run, tid, n_threads):
     x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
     size = scratch + HEADER
     n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+    if wants_all(op, x, n_groups):
+        store_i64(scratch + ALL, 1)
+        return
     largest, root = sizes(x, n_groups, field(op, Field.W), size)
     limit = splat(level(op, largest, root, n_groups, size))
     if too_many(op, scratch, n_groups, limit):
@@ -187,6 +233,9 @@ def keep_large_row(op, run, tid, n_threads):
     x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
     size = scratch + HEADER
     n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+    if row_wants_all(op, x, n_groups):
+        store_i64(scratch + ALL, 1)
+        return
     largest, root = row_sizes(x, n_groups, field(op, Field.W), size)
     limit, total = splat(level(op, largest, root, n_groups, size)), zero_i32()
     if too_many(op, scratch, n_groups, limit):

@@ -227,12 +227,11 @@ ROW_SCALES = 16
 """Where the scales lie in the header of a tile of rows with one scale each."""
 COLUMN_ROWS = 256
 """Weight rows whose bits lie in one line of a column, of a matrix that lies column by column."""
-COLUMN_AHEAD = 32
-"""Columns by which prefetching runs ahead there, into the second cache: fetched nearer, or into the first cache, they
-come too late."""
+COLUMN_AHEAD = 48
+"""Columns behind a list's last one that prefetching may still look up."""
 SEGMENT_BYTES = 64
 """Of a list of columns: what is known of some of a group's."""
-MOST_QUADS = 3
+MOST_QUADS = 4
 """Fours of columns in such a segment, which go through all rows side by side: the processor follows 16 streams of lines
 and fetches ahead of them, of 20 none (measured: half the speed); some are scales and sums."""
 GROUP_SEGMENTS = 2 * -(-GROUP // (4 * MOST_QUADS))

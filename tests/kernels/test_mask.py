@@ -139,6 +139,24 @@ def test_nothing_is_written_where_all_are_wanted(isa: str, kernel: str, most: in
 
 
 @every_isa
+@pytest.mark.parametrize("kernel", ["keep_large", "keep_large_row"])
+@pytest.mark.parametrize("large", [100, 420, 600, 700, 900])
+def test_a_first_look_at_long_rows_only_spares_work(isa: str, kernel: str, large: int) -> None:
+    """Of 1,000 inputs so many are large and 500 may be: what is found never depends on the look at some of them."""
+    rng = np.random.default_rng(6)
+    values = np.where(rng.permutation(1000) < large, 1.0, 0.1).astype(np.float32)[None]
+    x = reference.quantize(values) if kernel == "keep_large" else reference.quantize_rows(values)
+    with Memory() as memory:
+        tiles = activations(memory, x)
+        room, y = memory.room((1, 8192), np.uint8), memory.room((1, 8192), np.uint8)
+        worth = memory.rows(np.ones((1, 1024), np.float32), gap=0)
+        op = memory.op(X=tiles, Y=y, W=worth, K=1000, SCRATCH=room, THRESHOLD=0.5, MOST=500)
+        call(isa, kernel, op, memory.run(N_ROWS=1))
+        assert room[0, ALL : ALL + 8].view(np.int64)[0] == (large > 500)
+        assert (y == POISON).all() == (large > 500)
+
+
+@every_isa
 @pytest.mark.parametrize("n_rows", [2, 4])
 def test_several_rows_are_left_alone(isa: str, n_rows: int) -> None:
     rng = np.random.default_rng(0)
