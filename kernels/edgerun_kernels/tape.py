@@ -26,11 +26,12 @@ from .mask import keep_large, keep_large_row
 from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
-from .simd.ops import field, load_i64, store_i64, ticks
+from .simd.ops import field, load_i64, prefetch, store_i64, ticks
 from .sparse_delta import embed_delta, sparse_delta
 from .ternary_columns import columns_ternary, join_ternary
 from .triples import linear_ternary_triples
 
+RECORD_BYTES = 8 * int(Field.COUNT)
 # Plain integers: inside a kernel Numba would look an enumeration up at every use.
 EMBED_Q4, EMBED_Q8, EMBED_F32 = int(Op.EMBED_Q4), int(Op.EMBED_Q8), int(Op.EMBED_F32)
 RMS_NORM, QUANTIZE, SWIGLU = int(Op.RMS_NORM), int(Op.QUANTIZE), int(Op.SWIGLU)
@@ -150,7 +151,9 @@ def run_tape(tape, n_ops, run, tid, n_threads):
         if profile != 0:
             store_i64(run + 8 * Run.COLUMNS_READ, profile + 8 * (n_ops + i))
             start = ticks()
-        op = tape + 8 * Field.COUNT * i
+        op = tape + RECORD_BYTES * i
+        for line in range(RECORD_BYTES, 2 * RECORD_BYTES, 64):  # weights have driven the next record out of all caches
+            prefetch(op + line)
         run_op(field(op, Field.CODE), op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
         if when == 1 or (when == 2 and several) or (when == 3 and skips_columns(op, run, tid)):
