@@ -36,13 +36,13 @@ WHERE_SKIPPED = 3
 PARTS = ((2048, 4), (4096, 2))
 """Up to so many bytes of a column, groups are summed up in so many parts, which threads then share; in one where
 columns are long enough to be shared themselves."""
-WORTH_WHILE = ((320, 0.2), (768, 0.3), (1280, 0.45), (2048, 0.57), (4096, 0.72), (1 << 62, 0.82))
+WORTH_WHILE = ((320, 0.48), (768, 0.62), (1280, 0.78), (2048, 0.8), (4096, 0.84), (1 << 62, 0.88))
 """Up to so many bytes of a column, the share of columns below which reading them one by one was measured to be faster
 than reading all: memory gives long runs faster than short ones."""
-PART_WITH_MINIMA, PART_OF_DELTA = 0.8, {"q4": 0.42, "q8": 0.42, "q4m": 0.047}
+PART_WITH_MINIMA, PART_OF_DELTA = 0.6, {"q4": 0.35, "q8": 0.35, "q4m": 0.04}
 """Of that share, what is left where minima are multiplied, which is done for whole groups as for scales; and with sums
-in float64, which double that work, or do it many times over with minima."""
-TERNARY_WORTH_WHILE = ((2048, 0.47), (1 << 62, 0.7))
+in float64, which double that work, or do it many times over with minima, and changes of two terms each."""
+TERNARY_WORTH_WHILE = ((2048, 0.76), (1 << 62, 0.83))
 """Likewise, of ternary layers; their columns are summed up in integers."""
 ANY = 1 << 40
 
