@@ -8,23 +8,20 @@ few enough lines to stay there. Against asking once, columns of 1 KiB were read 
 """
 
 from .kernel import inner
+from .record import COLUMN_AHEAD
 from .simd.ops import load_i64, prefetch_far, prefetch_once
 
 LONG = 1280
 """Bytes of a column from which it is long: the processor's own prefetching serves most of it."""
-AHEAD, LONG_AHEAD = (16, 32, 48), (0, 16, 28)
-"""Columns by which the loads are run ahead: through the first cache, and twice into the second; 48 at most
-(``record.COLUMN_AHEAD``)."""
-NEAR, FAR, FARTHER = (8 * columns for columns in AHEAD)
-LONG_NEAR, LONG_FAR, LONG_FARTHER = (8 * columns for columns in LONG_AHEAD)
+AHEAD, LONG_AHEAD = (tuple(8 * columns for columns in some) for some in ((16, 32, COLUMN_AHEAD), (0, 16, 28)))
+"""How far ahead of the loads columns are looked up, in bytes of a list of addresses: those that come through the first
+cache, and twice those that come into the second."""
 
 
 @inner
 def distances(column_bytes):
-    """For ``fetch_columns``: bytes of a list of addresses."""
-    if column_bytes < LONG:
-        return NEAR, FAR, FARTHER
-    return LONG_NEAR, LONG_FAR, LONG_FARTHER
+    """For ``fetch_columns``."""
+    return AHEAD if column_bytes < LONG else LONG_AHEAD
 
 
 @inner

@@ -7,7 +7,7 @@ ones, and add up integers of their own; ``gather_columns`` joins them. Several r
 ``linear`` does. The layout is in ``edgerun.package.layout``.
 """
 
-from .column_fetch import FAR, FARTHER, NEAR, fetch_columns, fetch_first, four_from
+from .column_fetch import AHEAD, fetch_columns, fetch_first, four_from
 from .kernel import inner, op_kernel
 from .linear import finish, input_address, n_rows, output_address
 from .math import ZERO, share
@@ -46,7 +46,6 @@ from .simd.ops import (
 )
 from .simd.tiles import Tile
 
-AHEAD = NEAR, FAR, FARTHER
 QUADS = 4
 """Fours of columns that go through all rows together: few enough that their bytes stay in the first cache."""
 PART = 32
