@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgerun.attention.runs import Heads
 from edgerun.attention.spec import FULL, budget, parse
 from edgerun.attention.spec import quality as calibrated
+from edgerun.batch import Rows, run_record
 from edgerun.calibration.budget import split
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.lowering import lower
@@ -29,7 +30,7 @@ from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import CHUNK, MAX_CHUNKS, WINDOW_BYTES, Run
+from edgerun_kernels.record import WINDOW_BYTES, Run
 from edgerun_kernels.team import MAX_THREADS, Team
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ class Model:
         """The columns for activation sparsity, mapped once they are used; see ``Sparsity``."""
         self.attention, self.sparsity = FULL, NONE
         self.attention, self.sparsity = self._policies(attention, sparsity)
-        self.sparsities.tape(self.variants.tape(self.variant), self.sparsity)
+        self.variants.table(self.variant)
+        self.sparsities.tape(self.tape, self.sparsity)
         _return_memory()
         self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
         self._rope = RotaryTable(self.tape.inv_freq)
@@ -214,44 +216,31 @@ class Model:
 
     def run(
         self,
-        tokens: NDArray[np.int64],
-        position: int,
-        pages: NDArray[np.int64],
+        batch: Sequence[Rows],
         logits: NDArray[np.float32],
-        n_out: int,
         tape: Tape | None = None,
-        attention: NDArray[np.int64] | None = None,
         running: NDArray[np.uint8] | None = None,
     ) -> None:
-        """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
+        """One run of the tape over rows of one or several sequences, at most tape.max_rows together.
 
-        pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
-        the last ``n_out`` tokens. tape: the session's own. attention: the LayerStates of its policies. running: its
-        running sums of activation sparsity, the tape's state_bytes, where one token runs. For sessions; nothing is
-        checked here.
+        logits: [>= sum of n_out, tape.logits_stride], written for the wanted rows, in their order. tape: the session's
+        own. running: its running sums of activation sparsity, the tape's state_bytes, where one token runs. For
+        sessions and the engine; nothing is checked here.
         """
         tape = tape or self.tape
         ops = tape.ops
-        end = position + len(tokens)
         with self._turn:
             if self._closed:
                 raise EdgerunError("the model is closed; load it again")
-            self._rope.reach(end)
+            self._rope.reach(max(rows.position + len(rows.tokens) for rows in batch))
             if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
                 self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
-            record = np.zeros(Run.COUNT, np.int64)
+            record, kept = run_record(batch)
             record[Run.ARENA] = self._arena.ctypes.data
-            record[Run.N_ROWS] = len(tokens)
-            record[Run.POSITION] = position
-            record[Run.PAGES] = pages.ctypes.data
-            record[Run.TOKENS] = tokens.ctypes.data
             record[Run.LOGITS] = logits.ctypes.data
-            record[Run.N_OUT] = n_out
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
-            record[Run.ATTENTION] = 0 if attention is None else attention.ctypes.data
             record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
-            record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
             if self.profile is not None and self.profile.shape[1] == len(ops):
                 record[Run.PROFILE] = self.profile.ctypes.data
             start = 0
@@ -262,6 +251,7 @@ class Model:
                 if stop < len(ops):
                     self.stops[stop](record)
                 start = stop
+            del kept
 
     def close(self) -> None:
         """Ends the threads. Idempotent; sessions of a closed model raise EdgerunError."""

@@ -68,8 +68,6 @@ _KINDS = {
     Op.EMBED_Q8: "embedding",
     Op.EMBED_Q6K: "embedding",
     Op.EMBED_F32: "embedding",
-    Op.EMBED_DELTA: "sparse delta",
-    Op.SPARSE_DELTA: "sparse delta",
     **dict.fromkeys(_ATTENTION, "attention"),
 }
 
@@ -195,9 +193,6 @@ def _bytes_read(op: NDArray[np.int64], positions: float) -> int:
         return math.prod(triples.shape(int(op[Field.N]), int(op[Field.K])))
     if code == Op.LINEAR_F32:
         return blocks * ROWS * 4 * int(op[Field.K])
-    if code == Op.SPARSE_DELTA and op[Field.WINDOW]:
-        steps = -(-int(op[Field.K]) // int(op[Field.WINDOW]))
-        return blocks * (-(-steps // 2) * 48 if op[Field.BITS] == 4 else steps * 32)
     if code in _ATTENTION:
         return int(int(op[Field.N_KV_HEADS]) * int(op[Field.KV_HEAD_BYTES]) * positions / PAGE)
     return 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgerun.attention.spec import Attention
 from edgerun.attention.state import Attended, AttentionState, RunCount
-from edgerun.attention.tape import with_attention
+from edgerun.batch import Rows
 from edgerun.errors import ContextError, EdgerunError, OptionError
 from edgerun.generate import Generation
 from edgerun.sparsity.spec import NONE
@@ -20,7 +20,6 @@ from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import PAGE
 
 if TYPE_CHECKING:
-    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
 
 
@@ -41,7 +40,9 @@ class Session:
         """What its attention leaves out."""
         self.sparsity = sparsity
         """Which weights decoding leaves unread, as ``Model.session`` takes it."""
-        self.tape = self._tape(self.variant)
+        self.table = model.variants.table(self.variant)
+        """What its variant does to the weights; None without one."""
+        self.tape = model.sparsities.tape(model.tape, sparsity)
         self.state = self._fresh_state()
         """What its policies keep; None without any."""
         self._tokens: list[int] = []
@@ -136,7 +137,7 @@ class Session:
         but the new one would have made others. Else the session is empty afterwards.
         """
         wanted = os.fspath(variant)
-        self.tape = self._tape(wanted)
+        self.table = self.model.variants.table(wanted)
         self.variant = wanted
         self._running = None
         if not keep:
@@ -262,7 +263,9 @@ class Session:
         records = None if self.state is None else self.state.records
         try:
             position = len(self._tokens)
-            self.model.run(ids, position, self._page_table, logits, n_out, self.tape, records, self._running)
+            variant = None if self.table is None else self.table.sites
+            rows = Rows(ids, position, self._page_table, n_out, records, variant, decodes=len(ids) == 1)
+            self.model.run([rows], logits, self.tape, self._running)
         except BaseException:  # ctrl-C: what the policies have begun is taken back
             self._running = None
             if self.state is not None:
@@ -273,12 +276,6 @@ class Session:
             for i in range(self.state.first_needed // PAGE):
                 self.pages[i] = None
         self._tokens.extend(ids.tolist())
-
-    def _tape(self, variant: str) -> Tape:
-        """The variant's, with what attention and decoding leave out."""
-        return self.model.sparsities.tape(
-            with_attention(self.model.variants.tape(variant), self.attention), self.sparsity
-        )
 
     def _fresh_state(self) -> AttentionState | None:
         if self.attention.deltallm is None and self.attention.delta is None:

@@ -40,7 +40,7 @@ def assemblies() -> dict[str, str]:
     if packed is None:
         raise OSError("edgerun: the kernels are not built; run 'python -m edgerun_kernels.build --native'")
     bitcode = objects.decompress(packed)
-    return {t.name: emit.emit(t, bitcode)[1] for t in TARGETS if t.architecture == "aarch64"}
+    return {t.name: emit.emit(t, bitcode, True)[1] for t in TARGETS if t.architecture == "aarch64"}
 
 
 def measure(mca: str, version: str, texts: dict[str, str]) -> dict[str, Any]:

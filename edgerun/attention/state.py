@@ -14,7 +14,7 @@ from edgerun.attention.runs import Heads, Runs
 from edgerun.attention.selection import Selection
 from edgerun.attention.spec import Attention
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import BLOCK, CHUNK, LayerState
+from edgerun_kernels.record import BLOCK, CHUNK, LayerState, Mode
 
 
 class Attended(NamedTuple):
@@ -52,15 +52,19 @@ class AttentionState:
         self._sparse = np.zeros(n, bool)
         if delta is not None:
             self._sparse = ~np.isin(np.arange(n), (*delta.full, *delta.select))
+        has_runs = ~self._sparse & (attention.deltallm is not None)
         raw = aligned(8 * n * LayerState.COUNT).view(np.int64)
         self.records = raw.reshape(n, LayerState.COUNT)
-        """int64 [n_layers, LayerState.COUNT], for Run.ATTENTION."""
+        """int64 [n_layers, LayerState.COUNT], for a sequence's record."""
+        self.records[:, LayerState.MODE] = np.where(self._sparse, Mode.PAGES, np.where(has_runs, Mode.RUNS, Mode.ALL))
+        if delta is not None:
+            self.records[list(delta.select), LayerState.EXPORT] = 1
         self.runs: Runs | None = None
         self.selection: Selection | None = None
         self._keep: list[NDArray[Any]] = []
         self._read = self._exact = 0
         if attention.deltallm is not None:
-            self.runs = Runs(heads, attention.deltallm, ~self._sparse)
+            self.runs = Runs(heads, attention.deltallm, has_runs)
             self.runs.fill(self.records)
         if delta is not None:
             self._fill(delta)

@@ -15,20 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import PackageError
-from edgerun.lowering.tape import Arena, Site, Tape
+from edgerun.lowering.tape import Arena, Site, SiteKind, Tape
 from edgerun.package.operators import EMBEDS, LINEARS, OPERATORS
 from edgerun_kernels.record import (
     GROUP,
-    MAX_CHUNKS,
     ROWS,
     TILE_ROWS,
     Field,
     Flag,
+    LayerState,
     Op,
     activation_bytes,
     attention_scratch_bytes,
     columns_scratch_bytes,
     kv_head_bytes,
+    partials_bytes,
     row_activation_bytes,
     triples_scratch_bytes,
 )
@@ -36,6 +37,7 @@ from edgerun_kernels.record import (
 if TYPE_CHECKING:
     from edgerun.package.reader import Package
 
+Vector = NDArray[np.float32]
 Compute = Literal["mixed", "int16", "int8", "float32"]
 CacheType = Literal["f16", "q8", "f32"]
 
@@ -59,6 +61,7 @@ LINEAR_TERNARY = {
 }
 GATE = {"SwiGLU": Op.SWIGLU, "SquaredReLU": Op.SQUARED_RELU}
 TILE_BYTES = {Op.QUANTIZE: activation_bytes, Op.QUANTIZE_ROWS: row_activation_bytes}
+COMPACT = {"f16": Op.COMPACT_F16, "q8": Op.COMPACT_Q8, "f32": Op.COMPACT_F32}
 ATTENTION = {"f16": Op.ATTENTION_F16, "q8": Op.ATTENTION_Q8, "f32": Op.ATTENTION_F32}
 
 
@@ -196,13 +199,17 @@ class _Lowering:
             vector = np.pad(vector, (0, -len(vector) % to))
         return np.ascontiguousarray(vector)
 
-    def _matrix_site(self, node: Any, records: tuple[int, ...], x: Value | None = None) -> None:
-        name = node.input[1].rpartition(".")[0]
-        if x is None:
-            self.sites.append(Site(name, "embedding", records))
-        else:
-            place = (x.offset, x.stride, x.stride if x.private else 0)
-            self.sites.append(Site(name, "linear", records, place))
+    def _site(self, name: str, kind: SiteKind, records: tuple[int, ...], vector: Vector | None = None) -> None:
+        """Notes where a weight is used, and tells the record behind which variants act: of a layer's, the last."""
+        self.sites.append(Site(name, kind, records, vector))
+        if kind != "bias":  # which is a part of its layer's site
+            self.records[records[-1]][Field.SITE] = len(self.sites)
+
+    def _linear_site(self, node: Any, records: tuple[int, ...], x: Value) -> None:
+        self._site(node.input[1].rpartition(".")[0], "linear", records)
+        record = self.records[records[-1]]
+        record[Field.INPUT], record[Field.INPUT_STRIDE] = x.offset, x.stride
+        record[Field.INPUT_PRIVATE] = x.stride if x.private else 0
 
     def _weights(self, node: Any) -> dict[str, int]:
         spec = OPERATORS[node.op_type]
@@ -229,7 +236,7 @@ class _Lowering:
         value = Value(self.arena.take(fields["K"], row_bytes(fields["K"])), fields["K"])
         code = EMBED[str(OPERATORS[node.op_type].weights)]
         record = self._emit(node.name, code, Y=value.offset, Y_STRIDE=value.stride, **fields)
-        self._matrix_site(node, (record,))
+        self._site(node.input[1].rpartition(".")[0], "embedding", (record,))
         self.values[node.output[0]] = value
 
     def _rotarycossin(self, node: Any) -> None:
@@ -254,7 +261,7 @@ class _Lowering:
             EPSILON=self._float_bits(node, "epsilon"),
             FLAGS=Flag.LAST_ROWS | Flag.OUT_ROWS if final else 0,
         )
-        self.sites.append(Site(node.input[1], "norm", (record,), vector=weight))
+        self._site(node.input[1], "norm", (record,), weight)
         self.values[node.output[0]] = y
 
     @staticmethod
@@ -304,11 +311,11 @@ class _Lowering:
         fields = source | self._weights(node)
         if final:
             fields |= {"Y_STRIDE": _pad(fields["N"], ROWS) * 4, "FLAGS": flags | Flag.LOGITS}
-            self._matrix_site(node, self._multiply(node.name, code, fields), x)
+            self._linear_site(node, self._multiply(node.name, code, fields), x)
             return
         y = Value(self.arena.take(fields["N"], row_bytes(fields["N"])), fields["N"])
         y.records = self._multiply(node.name, code, fields | {"Y": y.offset, "Y_STRIDE": y.stride})
-        self._matrix_site(node, y.records, x)
+        self._linear_site(node, y.records, x)
         self.values[node.output[0]] = y
 
     def _multiply(self, name: str, code: Op, fields: dict[str, int]) -> tuple[int, ...]:
@@ -342,7 +349,7 @@ class _Lowering:
             address = self._address(vector)
             for record in value.records:
                 self.records[record][Field.BIAS] = address
-            self.sites.append(Site(bias, "bias", value.records, vector=vector))
+            self._site(bias, "bias", value.records, vector)
             self.values[node.output[0]] = value
             return
         residual, update = (first, second) if second.records else (second, first)
@@ -373,7 +380,7 @@ class _Lowering:
         head_bytes = kv_head_bytes(self.cache, head_dim)
         if self.attention_scratch is None:
             private = _pad(attention_scratch_bytes(head_dim), 64)
-            partials = self.arena.scratch(n_heads * MAX_CHUNKS * 4 * (_pad(head_dim, 32) + 16))
+            partials = self.arena.scratch(partials_bytes(n_heads, head_dim, self.max_rows))
             self.attention_scratch = (self.arena.scratch(private * self.n_threads), private, partials)
             self.layer_bytes = n_kv_heads * head_bytes
         scratch, private, partials = self.attention_scratch
@@ -393,13 +400,16 @@ class _Lowering:
             "HEAD_DIM": head_dim,
             "KV_HEAD_BYTES": head_bytes,
             "LAYER": self.n_layers * self.layer_bytes,
+            "STATE": 8 * LayerState.COUNT * self.n_layers,
             "SCALE": self._float_bits(node, "scale"),
             "PARTIALS": partials,
             "SCRATCH": scratch,
             "SCRATCH_PRIVATE": private,
         }
+        self._emit(f"{node.name}.runs", COMPACT[self.cache], **fields)
         self._emit(node.name, ATTENTION[self.cache], **fields)
         self._wait()
         self._emit(f"{node.name}.gather", Op.GATHER_ATTENTION, **fields)
+        self._emit(f"{node.name}.select", Op.SELECT_PAGES, **fields)
         self.n_layers += 1
         self.values[node.output[0]] = y

@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 from edgerun_kernels.record import TILE_ROWS
 
+SiteKind = Literal["linear", "embedding", "norm", "bias"]
+
 
 class Site(NamedTuple):
-    """Where a tape uses a weight of the package, so that a variant can add to it.
+    """A place where a tape uses a weight of the package, so that a variant can change it.
 
-    name: of the weight in the package. kind: what uses it. records: of the ops that do, the last of which writes the
-    output. x: of a linear layer, its float32 input: arena offset, bytes from row to row and, when one row runs, from
-    thread to thread. vector: of a norm or a bias, the float32 values, padded with zeros.
+    name: of the weight in the package. kind: what uses it. records: of the ops that do. vector: of a norm or a bias,
+    the float32 values, padded with zeros. A site's index is its place in a sequence's table (``record.Sequence``); what
+    is added to a bias stands in the place of its layer.
     """
 
     name: str
-    kind: Literal["linear", "embedding", "norm", "bias"]
+    kind: SiteKind
     records: tuple[int, ...]
-    x: tuple[int, int, int] = (0, 0, 0)
     vector: NDArray[np.float32] | None = None
 
 

@@ -13,7 +13,7 @@ from edgerun.lowering.tape import Tape
 from edgerun.variants import library
 from edgerun.variants.spec import parse
 from edgerun.variants.store import Variant, open_variant
-from edgerun.variants.tape import check, with_deltas
+from edgerun.variants.table import VariantTable, check, variant_table
 
 if TYPE_CHECKING:
     from edgerun.package.reader import Package
@@ -29,7 +29,7 @@ class Variants:
         self._package = package
         self._base = tape
         self._open: dict[Path, tuple[Stamp, Variant]] = {}
-        self._tapes: weakref.WeakValueDictionary[tuple[object, ...], Tape] = weakref.WeakValueDictionary()
+        self._tables: weakref.WeakValueDictionary[tuple[object, ...], VariantTable] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def open(self, name: str | os.PathLike[str]) -> Variant:
@@ -48,19 +48,19 @@ class Variants:
         with self._lock:
             self._open.clear()
 
-    def tape(self, spec: str) -> Tape:
-        """What a session runs for "a", "a:0.5+b:0.5" or "none". Raises VariantError, OptionError."""
+    def table(self, spec: str) -> VariantTable | None:
+        """What a sequence runs with for "a", "a:0.5+b:0.5"; None for "none". Raises VariantError, OptionError."""
         terms = parse(spec)
         if not terms:
-            return self._base
+            return None
         with self._lock:
             opened = [(*self._opened(name), weight) for name, weight in terms]
             key = tuple((variant.path, stamp, weight) for stamp, variant, weight in opened)
-            tape = self._tapes.get(key)
-            if tape is None:
-                tape = with_deltas(self._base, [(variant, weight) for _, variant, weight in opened])
-                self._tapes[key] = tape
-            return tape
+            table = self._tables.get(key)
+            if table is None:
+                table = variant_table(self._base, [(variant, weight) for _, variant, weight in opened])
+                self._tables[key] = table
+            return table
 
     def _opened(self, name: str | os.PathLike[str]) -> tuple[Stamp, Variant]:
         path = library.find(name).absolute()

@@ -7,11 +7,12 @@ probabilities, 16 positions (a page, a block of the cache) a vector.
 
 import numpy as np
 
-from .attention_entries import exports, layer_state, runs_end, runs_padded
+from .attention_entries import RUNS, exports, layer_state, mode, runs_end, runs_padded
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
 from .math import ZERO, exp, share
-from .record import BLOCK, CHUNK, Field, LayerState, Mode, Run
+from .record import BLOCK, CHUNK, Field, LayerState, Run, Sequence
+from .sequences import sequence_at
 from .simd.ops import (
     field,
     load_f32,
@@ -26,7 +27,6 @@ from .simd.ops import (
     vmax,
 )
 
-RUNS = int(Mode.RUNS)
 FORCED = 0x7F000000
 """Bits of a float32 above every score."""
 
@@ -54,12 +54,12 @@ def step_probabilities(layer, first, n_heads, start, out):
 
 
 @inner
-def spread_runs(op, run, layer, kv_head, room):
+def spread_runs(op, sequence, layer, kv_head, room):
     """Every position's own share of its run's probability, the largest of the heads that share the runs; positions
     that are no runs keep theirs. room: float32 [CHUNK]."""
     group = field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS)
     target = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
-    n_runs, padded = runs_end(op, run, kv_head), runs_padded(op, run, kv_head)
+    n_runs, padded = runs_end(op, sequence, kv_head), runs_padded(op, sequence, kv_head)
     most = BLOCK * field(layer, LayerState.MOST_BLOCKS)
     starts = field(layer, LayerState.STARTS) + 4 * most * kv_head
     exact = field(layer, LayerState.EXACT_TO)
@@ -71,22 +71,22 @@ def spread_runs(op, run, layer, kv_head, room):
             value = load_f32(room + 4 * i) / np.float32(end - begin)
             for position in range(begin, end):
                 store_f32(target + 4 * position, value)
-    for position in range(exact, field(run, Run.POSITION) + 1, CHUNK):
+    for position in range(exact, field(sequence, Sequence.POSITION) + 1, CHUNK):
         step_probabilities(layer, kv_head * group, group, padded + position - exact, target + 4 * position)
 
 
 @inner
-def score(op, layer, first, n_pages, room):
+def score(op, sequence, layer, first, n_pages, room):
     """Of the pages of a step, from ``first`` on: the sum over a page's positions of the largest probability over all
     heads; and the sum of its last AHEAD positions, for the page behind it."""
     start = first * BLOCK
     ahead, next_page = field(layer, LayerState.AHEAD), field(layer, LayerState.SPILLED) + 4
-    if field(op, Field.MODE) != RUNS:
+    if mode(op, sequence) != RUNS:
         step_probabilities(layer, 0, field(op, Field.N_HEADS), start, room)
     for page in range(first, min(first + CHUNK // BLOCK, n_pages)):
         at = 4 * (page - first) * BLOCK
         best = load_f32x16(room + at)
-        if field(op, Field.MODE) == RUNS:
+        if mode(op, sequence) == RUNS:
             best = splat(ZERO)
             for kv_head in range(field(op, Field.N_KV_HEADS)):
                 tokens = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
@@ -134,24 +134,21 @@ def choose(scores, n, budget, recent, chosen):
     store_i64(chosen, count)
 
 
-@op_kernel
-def select_pages(op, run, tid, n_threads):
-    """Where one row runs: the pages that sparse layers attend to until the next such op."""
-    if field(run, Run.N_ROWS) != 1 or not exports(op, run):
-        return
-    layer = layer_state(op, run)
-    barrier = field(run, Run.BARRIER)
+@inner
+def select(op, run, sequence, tid, n_threads):
+    """The pages that the sparse layers of a sequence attend to until the next such op."""
+    layer, barrier = layer_state(op, sequence), field(run, Run.BARRIER)
     room = field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
-    if field(op, Field.MODE) == RUNS:
+    if mode(op, sequence) == RUNS:
         n_kv_heads = field(op, Field.N_KV_HEADS)
         for kv_head in range(share(n_kv_heads, tid, n_threads), share(n_kv_heads, tid + 1, n_threads)):
-            spread_runs(op, run, layer, kv_head, room)
+            spread_runs(op, sequence, layer, kv_head, room)
         wait_for_all(barrier, n_threads, False)
-    n_pages = field(run, Run.POSITION) // BLOCK + 1
+    n_pages = field(sequence, Sequence.POSITION) // BLOCK + 1
     per = CHUNK // BLOCK
     n_steps = (n_pages + per - 1) // per
     for step in range(share(n_steps, tid, n_threads), share(n_steps, tid + 1, n_threads)):
-        score(op, layer, step * per, n_pages, room)
+        score(op, sequence, layer, step * per, n_pages, room)
     wait_for_all(barrier, n_threads, False)
     if tid == 0:
         scores, spilled = field(layer, LayerState.SCORES), field(layer, LayerState.SPILLED)
@@ -159,3 +156,18 @@ def select_pages(op, run, tid, n_threads):
             store_f32(scores + 4 * page, load_f32(scores + 4 * page) + load_f32(spilled + 4 * page))
         budget, recent = field(layer, LayerState.BUDGET), field(layer, LayerState.RECENT)
         choose(scores, n_pages, budget, recent, field(layer, LayerState.CHOSEN))
+
+
+@op_kernel
+def select_pages(op, run, tid, n_threads):
+    """Behind a layer's attention: the pages of every sequence that chooses some there."""
+    if field(run, Run.POLICIES) == 0:
+        return
+    waits = field(run, Run.N_ROWS) > 1  # else every thread has the norms that it gathered itself
+    for index in range(field(run, Run.N_SEQUENCES)):
+        sequence = sequence_at(run, index)
+        if exports(op, sequence):
+            if waits:
+                wait_for_all(field(run, Run.BARRIER), n_threads, False)
+                waits = False
+            select(op, run, sequence, tid, n_threads)

@@ -9,11 +9,12 @@ is a copy.
 import numpy as np
 
 from .attention_cache import Cache, copy_bytes, float_cache, q8_cache
-from .attention_entries import block_address, layer_state
+from .attention_entries import RUNS, block_address, layer_state, mode
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
 from .math import ZERO, share
 from .record import BLOCK, Field, LayerState, Run
+from .sequences import sequence_at
 from .simd.ops import (
     field,
     fma,
@@ -84,8 +85,8 @@ def _compact(name: str, cache: Cache):
         return moved
 
     @inner
-    def compact_head(op, run, kv_head, key):
-        layer = layer_state(op, run)
+    def compact_head(op, sequence, kv_head, key):
+        layer = layer_state(op, sequence)
         dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
         reference, value, work = key + 4 * padded, key + 8 * padded, key + 12 * padded
         most = field(layer, LayerState.MOST_BLOCKS)
@@ -108,7 +109,7 @@ def _compact(name: str, cache: Cache):
             length = distance(reference, np.int64(0), padded)
         keep(op, layer, kv_head, count, sums, block)
         for position in range(field(layer, LayerState.EXACT_FROM), field(layer, LayerState.EXACT_TO)):
-            source = block_address(op, run, kv_head, position // BLOCK)
+            source = block_address(op, sequence, kv_head, position // BLOCK)
             read_key(op, source, position % BLOCK, key)
             shared = False
             moved = dim
@@ -143,15 +144,24 @@ def _compact(name: str, cache: Cache):
         store_i64(counts, count)
 
     def kernel(op, run, tid, n_threads):
-        """Before a run's attention: positions [EXACT_FROM, EXACT_TO) of every head become runs."""
-        layer = layer_state(op, run)
-        if field(layer, LayerState.EXACT_FROM) == field(layer, LayerState.EXACT_TO):
+        """Before a run's attention: positions [EXACT_FROM, EXACT_TO) of every head of a layer that has runs become
+        some."""
+        if field(run, Run.POLICIES) == 0:
             return
         scratch = field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
-        n_kv_heads = field(op, Field.N_KV_HEADS)
-        for kv_head in range(share(n_kv_heads, tid, n_threads), share(n_kv_heads, tid + 1, n_threads)):
-            compact_head(op, run, kv_head, scratch)
-        wait_for_all(field(run, Run.BARRIER), n_threads, True)
+        n_kv_heads, any_head = field(op, Field.N_KV_HEADS), False
+        for index in range(field(run, Run.N_SEQUENCES)):
+            sequence = sequence_at(run, index)
+            if mode(op, sequence) != RUNS:
+                continue
+            layer = layer_state(op, sequence)
+            if field(layer, LayerState.EXACT_FROM) == field(layer, LayerState.EXACT_TO):
+                continue
+            any_head = True
+            for kv_head in range(share(n_kv_heads, tid, n_threads), share(n_kv_heads, tid + 1, n_threads)):
+                compact_head(op, sequence, kv_head, scratch)
+        if any_head:
+            wait_for_all(field(run, Run.BARRIER), n_threads, True)
 
     kernel.__name__ = name
     return op_kernel(kernel)

@@ -16,6 +16,8 @@ from . import objects
 from .simd import isa
 from .targets import TARGETS, Target
 
+SYSTEM = ("syscall", "sched_yield", "memcpy", "memset", "memmove")
+"""Functions of the C library that kernels may call."""
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 
 
@@ -40,8 +42,8 @@ def optimise(machine: llvm.TargetMachine, module: llvm.ModuleRef) -> None:
     passes.getModulePassManager().run(module, passes)
 
 
-def emit(target: Target, bitcode: bytes) -> tuple[bytes, str]:
-    """The object's code, and its assembly."""
+def emit(target: Target, bitcode: bytes, assembly: bool = False) -> tuple[bytes, str]:
+    """The object's code, and its assembly if asked."""
     machine, definitions = prepared(target)
     whole = llvm.parse_bitcode(bitcode)
     whole.triple, whole.data_layout = definitions.triple, definitions.data_layout
@@ -51,12 +53,15 @@ def emit(target: Target, bitcode: bytes) -> tuple[bytes, str]:
             fn.linkage = "internal"
     whole.verify()
     optimise(machine, whole)
-    return machine.emit_object(whole), machine.emit_assembly(whole)
+    missing = [fn.name for fn in whole.functions if fn.is_declaration and not fn.name.startswith(("llvm.", *SYSTEM))]
+    if missing:  # a call of nothing would end the process that makes it
+        raise RuntimeError(f"the kernels call functions that they do not bring: {', '.join(missing)}")
+    return machine.emit_object(whole), machine.emit_assembly(whole) if assembly else ""
 
 
 def build(out: Path, target: Target, bitcode: bytes, assembly: bool = False) -> None:
     """Writes a target's object into ``out``, and its assembly beside it if asked."""
-    code, text = emit(target, bitcode)
+    code, text = emit(target, bitcode, assembly)
     path = out / objects.file_name(target.name)
     objects.write(path, code)
     if assembly:

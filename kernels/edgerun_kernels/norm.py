@@ -17,9 +17,11 @@ from .record import (
     Field,
     Flag,
     Run,
+    Sequence,
     first_stride,
     second_stride,
 )
+from .sequences import rows_of, sequence_at, site_of
 from .simd.ops import (
     field,
     field_f64,
@@ -77,29 +79,38 @@ def private_output(op, run, tid):
     return y
 
 
+@inner
+def norm_row(x, y, w, k, epsilon):
+    """y = x / sqrt(mean(x**2) + epsilon) * w, float32 [k] and zeros up to a whole group."""
+    padded = (k + GROUP - 1) // GROUP * GROUP
+    even, odd = splat(ZERO), splat(ZERO)
+    for i in range(0, padded, GROUP):
+        u, v = load_f32x16(x + 4 * i), load_f32x16(x + 4 * i + 64)
+        even, odd = fma(u, u, even), fma(v, v, odd)
+    scale = splat(ONE / sqrt(np.float32(np.float64(sum_f32(even + odd)) / k + epsilon)))
+    for i in range(0, padded, 16):
+        store_f32x16(y + 4 * i, load_f32x16(x + 4 * i) * scale * load_f32x16(w + 4 * i))
+
+
 @op_kernel
 def rms_norm(op, run, tid, n_threads):
-    """y = x / sqrt(mean(x**2) + epsilon) * w; x, y and w padded with zeros to whole groups."""
-    x0 = input_address(op, run, tid)
-    rows = n_rows(op, run)
+    """y = x / sqrt(mean(x**2) + epsilon) * w; x, y and w padded with zeros to whole groups; w may be a variant's."""
+    x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
     x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
-    if field(op, Field.FLAGS) & Flag.LAST_ROWS:
-        x0 += (field(run, Run.N_ROWS) - rows) * x_stride
-    y0 = private_output(op, run, tid)
-    w = field(op, Field.W)
-    k = field(op, Field.K)
-    padded = (k + GROUP - 1) // GROUP * GROUP
-    epsilon = field_f64(op, Field.EPSILON)
-    first, last = row_share(run, rows, tid, n_threads)
-    for row in range(first, last):
-        x, y = x0 + row * x_stride, y0 + row * y_stride
-        even, odd = splat(ZERO), splat(ZERO)
-        for i in range(0, padded, GROUP):
-            u, v = load_f32x16(x + 4 * i), load_f32x16(x + 4 * i + 64)
-            even, odd = fma(u, u, even), fma(v, v, odd)
-        scale = splat(ONE / sqrt(np.float32(np.float64(sum_f32(even + odd)) / k + epsilon)))
-        for i in range(0, padded, 16):
-            store_f32x16(y + 4 * i, load_f32x16(x + 4 * i) * scale * load_f32x16(w + 4 * i))
+    k, epsilon = field(op, Field.K), field_f64(op, Field.EPSILON)
+    last_rows = field(op, Field.FLAGS) & Flag.LAST_ROWS
+    begin, end = row_share(run, n_rows(op, run), tid, n_threads)
+    for index in range(field(run, Run.N_SEQUENCES)):
+        sequence = sequence_at(run, index)
+        first, last = rows_of(op, sequence)
+        above = 0  # from a row of the output to that of the input
+        if last_rows:
+            above = field(sequence, Sequence.FIRST_ROW) + field(sequence, Sequence.N_ROWS) - last
+        w = site_of(op, sequence)
+        if w == 0:
+            w = field(op, Field.W)
+        for row in range(max(first, begin), min(last, end)):
+            norm_row(x0 + (row + above) * x_stride, y0 + row * y_stride, w, k, epsilon)
 
 
 @inner

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from . import objects
 
@@ -14,6 +17,7 @@ os.environ.setdefault("NUMBA_CPU_NAME", "generic")
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 
 if TYPE_CHECKING:
     from .kernel import Export
@@ -26,30 +30,53 @@ def build(path: Path) -> None:
 
 def _whole() -> llvm.ModuleRef:
     """Every exported function with all that it calls, and a C wrapper for each."""
-    from . import sampling, tape, team_loop  # noqa: F401  (importing registers the exports)
-    from .kernel import EXPORTS
-    from .simd.named import NAMED, PREFIX
+    libraries: dict[int, Any] = {}
+    wrappers = []
+    with _separate_libraries():
+        from . import sampling, tape, team_loop  # noqa: F401  (importing registers the exports)
+        from .kernel import EXPORTS
 
-    for name in NAMED:
-        llvm.add_symbol(PREFIX + name, 1)  # Numba's own JIT wants the names resolved; nothing is ever called there
+        for export in EXPORTS.values():
+            export.function.compile(export.args)
+            result = export.function.overloads[export.args]
+            wrappers.append(str(_wrapper(export, result.fndesc.mangled_name)))
+            waiting = [result.library]
+            while waiting:
+                library = waiting.pop()
+                if id(library) not in libraries:
+                    libraries[id(library)] = library
+                    waiting.extend(library._linking_libraries)
     whole = llvm.parse_assembly("")
     defined: set[str] = set()
-    for export in reversed(EXPORTS.values()):  # callers come after what they call, whose code their module holds
-        export.function.compile(export.args)
-        result = export.function.overloads[export.args]
-        mangled = result.fndesc.mangled_name
-        texts = [str(_wrapper(export, mangled))]
-        if mangled not in defined:
-            texts.append(str(result.library._final_module))
-        for text in texts:
-            module = llvm.parse_assembly(re.sub(r'target (triple|datalayout) = ".*"', "", text))
-            for fn in module.functions:
-                if not fn.is_declaration and fn.name in defined:
-                    fn.linkage = "linkonce_odr"  # the same helper came with another kernel already
-            defined |= {fn.name for fn in module.functions if not fn.is_declaration}
-            whole.link_in(module)
+    for text in (*(str(library._final_module) for library in libraries.values()), *wrappers):
+        module = llvm.parse_assembly(re.sub(r'target (triple|datalayout) = ".*"', "", text))
+        for fn in module.functions:
+            if not fn.is_declaration and fn.name in defined:
+                fn.linkage = "linkonce_odr"  # the same helper came with another kernel already
+        defined |= {fn.name for fn in module.functions if not fn.is_declaration}
+        whole.link_in(module)
     whole.verify()
     return whole
+
+
+@contextmanager
+def _separate_libraries() -> Iterator[None]:
+    """While it lasts, each of Numba's libraries keeps its own functions alone. Else Numba links everything that a
+    function calls into every caller's library, and has the host's JIT make machine code of each: of kernels that call
+    each other, gigabytes of modules that nobody runs."""
+
+    def finalize(library: Any) -> None:
+        library._raise_if_finalized()
+        library._finalized = True
+
+    with ExitStack() as stack:
+        for owner, name, stub in (
+            (JITCodeLibrary, "finalize", finalize),
+            (JITCodeLibrary, "get_pointer_to_function", lambda library, name: 1),
+            (JITCPUCodegen, "set_env", lambda codegen, name, env: None),
+        ):
+            stack.enter_context(patch.object(owner, name, stub))
+        yield
 
 
 def _wrapper(export: Export, mangled: str) -> ir.Module:

@@ -21,9 +21,13 @@ QUERY_TILE = 4
 PREFILL_TILE = 8
 """Query rows that prefill attention takes through the keys together."""
 MAX_CHUNKS = 16
-"""Parts into which attention splits the cache at decode, at most."""
+"""Parts into which attention splits what a row attends to, at most."""
 CHUNK = 128
-"""Positions in such a part, at least, and in a step of prefill attention; a divisor of PAGE."""
+"""Positions in such a part, at least, and in a step of attention; a divisor of PAGE. How long a row's parts are depends
+on its position alone, so that its result is the same bits whatever runs beside it."""
+DRAFT_ROWS, PART_ROWS = 16, 64
+"""Rows of one sequence whose parts several threads may share, at most, and rows of a run for which there is room for
+what the parts came to; of other rows one thread takes all parts of a tile."""
 
 
 WINDOW_BYTES = 512
@@ -61,12 +65,10 @@ class Op(IntEnum):
     LINEAR_TERNARY_COLUMNS = 23
     GATHER_COLUMNS = 24
     LINEAR_TERNARY_TRIPLES = 25
-    SPARSE_DELTA = 40
     COMPACT_F16 = 30
     COMPACT_F32 = 31
     COMPACT_Q8 = 32
     SELECT_PAGES = 33
-    EMBED_DELTA = 41
     COLUMNS_Q4 = 50
     COLUMNS_Q8 = 51
     JOIN_COLUMNS = 52
@@ -116,11 +118,13 @@ class Field(IntEnum):
     UP = 29  # SwiGLU: arena offset of the second input
     THRESHOLD = 30  # float64 bits; quantisation: groups whose largest is above this times the row's rms get two terms
     KV_HEAD_BYTES = 31  # of one layer's key/value head in a page
-    MODE = 8  # attention, in the weights' places: what it reads, see Mode
-    STATE = 9  # byte offset of this layer's LayerState in the run's ATTENTION
-    EXPORT = 10  # 1: it leaves its probabilities there
-    WINDOW = 22  # sparse deltas, in attention's places: columns of a window; 0: positions are gaps, and M their starts
-    BITS = 21  # of a value, 4 or 8; W are codes, D bfloat16 scales, SCALE the variant's weight
+    Q_NORM = 8  # attention, in the weights' places: addresses, float32 [head_dim], of the RMS norms of queries and
+    STATE = 9  # byte offset of this layer's LayerState in the sequence's ATTENTION
+    K_NORM = 10  # keys of every head, before RoPE; 0: none
+    INPUT = 15  # linear layers, in attention's places: arena offset of the input in float32,
+    INPUT_STRIDE = 30  # bytes from row to row
+    INPUT_PRIVATE = 31  # and, when one row runs, from thread to thread
+    SITE = 26  # linear layers, embeddings and norms: one more than the index of the weight in a sequence's VARIANT
     DENSE = 16  # column skipping, in attention's places: the code of the op that multiplies by all columns
     MOST = 17  # columns that are multiplied one by one, at most; where more are wanted, all are
     SUMS = 18  # arena offset of float32 [PARTS, rows of the stack]; of ternary stacks, of the threads' scratch
@@ -137,7 +141,7 @@ class Field(IntEnum):
 class Flag(IntEnum):
     ACCUMULATE = 1  # y += instead of y =
     LOGITS = 2  # y is the run's logits buffer, not the arena
-    LAST_ROWS = 4  # only the last N_OUT rows of the input
+    LAST_ROWS = 4  # only the rows of the input whose logits are wanted
     OUT_ROWS = 8  # runs over N_OUT rows instead of all
 
 
@@ -145,7 +149,7 @@ class Mode(IntEnum):
     """What an attention op reads of the cache."""
 
     ALL = 0  # every position
-    PAGES = 1  # the blocks that were chosen; of several rows, as ALL
+    PAGES = 1  # the blocks that were chosen; of rows that are not decoded, as ALL
     RUNS = 2  # runs of positions, and every position from LayerState.EXACT_TO on
 
 
@@ -178,7 +182,46 @@ class LayerState(IntEnum):
     HELD = 23  # 1: of a layer that selects, what it chose before stands: it reads that, and chooses nothing
     AHEAD = 24  # how many of a page's last positions count for the page behind it too, at most BLOCK
     SPILLED = 25  # float32 [WEIGHTS_STRIDE / BLOCK + 1]: what they are worth there
-    COUNT = 26
+    MODE = 26  # what the layer reads, see Mode
+    EXPORT = 27  # 1: it leaves its probabilities here, and pages are chosen by them
+    COUNT = 28
+
+
+class Sequence(IntEnum):
+    """Indexes into the record of a sequence in a run: of the rows that are its, which follow each other, and of what
+    it keeps; int64. The sequences of a run lie one behind the other, in the order of their rows."""
+
+    FIRST_ROW = 0
+    N_ROWS = 1
+    POSITION = 2  # of the first row
+    PAGES = 3  # address of the sequence's table of page addresses
+    ATTENTION = 4  # address of the LayerState of every layer; 0: all attention is exact
+    VARIANT = 5  # address of the sequence's Site addresses, int64 [sites], each 0 where nothing changes; 0: no variant
+    DECODES = 6  # 1: one row that policies of decoding apply to
+    FIRST_OUT = 7  # of the rows whose logits are wanted, the sequence's first, and
+    N_OUT = 8  # their number: they are its last
+    COUNT = 16
+
+
+class Site(IntEnum):
+    """Indexes into what a variant does to one weight: int64. Of a norm, a sequence's VARIANT has the address of its
+    weights themselves, float32."""
+
+    BIAS = 0  # address, float32, padded to ROWS: what is added to the outputs; 0: nothing
+    N_TERMS = 1
+    TERMS = 2  # here the first Term begins; the others follow
+
+
+class Term(IntEnum):
+    """Indexes into a variant's sparse delta of one matrix; int64."""
+
+    W = 0  # address of the codes
+    D = 1  # of the bfloat16 scales
+    M = 2  # of the starts of blocks, int32, where positions are gaps
+    WINDOW = 3  # columns of a window; 0: positions are gaps
+    BITS = 4  # of a value, 4 or 8
+    SCALE = 5  # float64 bits: the variant's weight
+    COUNT = 6
 
 
 class Run(IntEnum):
@@ -187,18 +230,19 @@ class Run(IntEnum):
     ARENA = 0
     N_ROWS = 1
     POSITION = 2  # of the first row
-    PAGES = 3  # address of the table of page addresses
+    SEQUENCES = 3  # address of the Sequence records
     TOKENS = 4  # address of int64 token ids
     LOGITS = 5  # address
-    N_OUT = 6  # rows whose logits are wanted: the last ones
+    N_OUT = 6  # rows whose logits are wanted
     COS = 7  # address, float32 [positions, head_dim / 2]
     SIN = 8
     BARRIER = 9  # address of the team's barrier
-    CHUNK = 10  # positions in a part of the decode attention
+    N_SEQUENCES = 10
     PROFILE = 11  # address of int64 [2, ops]: thread 0 adds the ticks that each took, the columns read; 0: nobody asks
     COLUMNS_READ = 12  # where in it the op that runs counts its columns; 0 as PROFILE
-    ATTENTION = 13  # address of the LayerState of every layer; 0: all attention is exact
+    POLICIES = 13  # 1: some sequence has a LayerState
     SPARSITY = 14  # address of the session's state of sparsity, where the tape has a policy with one
+    VARIANTS = 15  # 1: some sequence has a variant
     COUNT = 16
 
 
@@ -345,7 +389,18 @@ def undo_bytes(cache: str, head_dim: int) -> int:
 
 def attention_scratch_bytes(head_dim: int) -> int:
     """A thread's scratch for attention: ends, blocks, softmax states, outputs, weights, sums, and the queries as the
-    format wants them; or a key, a value and the two as the format wants them."""
+    format wants them, and what the parts of a tile came to; or a key, a value and the two as the format wants them."""
     rows, padded = PREFILL_TILE, -(-head_dim // GROUP) * GROUP
-    prepared = max(4 * rows * padded, activation_bytes(padded, rows))
-    return 64 + 16 * CHUNK // BLOCK + 256 + 4 * rows * padded + 4 * rows * CHUNK + 64 * 2 * rows + prepared
+    prepared = -(-max(4 * rows * padded, activation_bytes(padded, rows)) // 64) * 64
+    work = 64 + 16 * CHUNK // BLOCK + 256 + 4 * rows * padded + 4 * rows * CHUNK + 64 * 2 * rows + prepared
+    return work + rows * MAX_CHUNKS * partial_bytes(head_dim)
+
+
+def partial_bytes(head_dim: int) -> int:
+    """Bytes of what one part of a query's keys and values came to: maximum, sum, output; padded for every format."""
+    return 4 * (-(-head_dim // GROUP) * GROUP + 16)
+
+
+def partials_bytes(n_heads: int, head_dim: int, max_rows: int) -> int:
+    """Bytes of the parts of all queries of the rows of a run that may have some."""
+    return min(max_rows, PART_ROWS) * n_heads * MAX_CHUNKS * partial_bytes(head_dim)

@@ -1,4 +1,5 @@
-"""Sparse deltas of a variant: y += (S x) * scale, beside the base's linear layers and embedding.
+"""Sparse deltas of variants: y += (S x) * scale, behind the base's linear layers and embedding, for the rows of the
+sequences that have one.
 
 Codes lie as ``edgerun.variants.coding`` says: 16 weight rows interleaved, a step holding one element of each. With
 windows, a step's inputs lie in a few registers, of which a permutation takes one for each row: on AVX-512 a quarter
@@ -14,9 +15,10 @@ import numpy as np
 
 from .embed import signed
 from .kernel import inner, op_kernel
-from .linear import input_address, n_rows, output_address
+from .linear import output_address
 from .math import ZERO, share
-from .record import ROWS, Field, Run
+from .record import ROWS, Field, Run, Sequence, Site, Term
+from .sequences import rows_of, sequence_at, site_of
 from .simd.ops import (
     extract,
     field,
@@ -47,6 +49,7 @@ from .simd.ops import (
 AHEAD = 4096
 """Bytes by which prefetching runs before the loads of codes and of scales, which follow them in a file: together they
 sweep all of it."""
+TERMS_AT, TERM_BYTES = 8 * int(Site.TERMS), 8 * int(Term.COUNT)
 UNIT_8, UNIT_4 = 32, 48
 """Bytes of a unit: one step of 8-bit values, two steps of 4-bit ones."""
 
@@ -69,11 +72,11 @@ def unit_bytes(bits):
 
 
 @inner
-def add_to(op, y, block, acc):
+def add_to(term, y, block, acc):
     """Adds the sums of a block's rows, scaled, to the outputs."""
-    scales = field(op, Field.D) + 32 * block
+    scales = field(term, Term.D) + 32 * block
     prefetch(scales + AHEAD)
-    scale = load_bf16x16(scales) * splat(np.float32(field_f64(op, Field.SCALE)))
+    scale = load_bf16x16(scales) * splat(np.float32(field_f64(term, Term.SCALE)))
     address = y + 64 * block
     store_f32x16(address, fma(acc, scale, load_f32x16(address)))
 
@@ -184,14 +187,14 @@ def _in_windows(look, bits):
     per_unit, unit = (2, UNIT_4) if bits == 4 else (1, UNIT_8)
 
     @inner
-    def kernel(op, rows, x0, y0, first, last):
-        window = field(op, Field.WINDOW)
+    def kernel(term, op, rows, x0, y0, first, last):
+        window = field(term, Term.WINDOW)
         n_steps = (field(op, Field.K) + window - 1) // window
         stride = (n_steps + per_unit - 1) // per_unit * unit
-        w0 = field(op, Field.W)
+        w0 = field(term, Term.W)
         if rows == 1 and in_order:
             for block in range(first, last):
-                add_to(op, y0, block, one_block(w0 + block * stride, x0, 4 * window, n_steps))
+                add_to(term, y0, block, one_block(w0 + block * stride, x0, 4 * window, n_steps))
             return
         if rows == 1:
             for block in range(first, last, 4):
@@ -199,28 +202,28 @@ def _in_windows(look, bits):
                 left = last - block - 1
                 others = (min(1, left) * stride, min(2, left) * stride, min(3, left) * stride)
                 a, b, c, d = four_blocks(w0 + block * stride, others, x0, 4 * window, n_steps)
-                add_to(op, y0, block, a)
+                add_to(term, y0, block, a)
                 if left > 0:
-                    add_to(op, y0, block + 1, b)
+                    add_to(term, y0, block + 1, b)
                 if left > 1:
-                    add_to(op, y0, block + 2, c)
+                    add_to(term, y0, block + 2, c)
                 if left > 2:
-                    add_to(op, y0, block + 3, d)
+                    add_to(term, y0, block + 3, d)
             return
-        x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+        x_stride, y_stride = field(op, Field.INPUT_STRIDE), field(op, Field.Y_STRIDE)
         for block in range(first, last):
             for row in range(0, rows, 4):
                 left = rows - row - 1
                 others = (min(1, left) * x_stride, min(2, left) * x_stride, min(3, left) * x_stride)
                 a, b, c, d = four_rows(w0 + block * stride, x0 + row * x_stride, others, 4 * window, n_steps)
                 y = y0 + row * y_stride
-                add_to(op, y, block, a)
+                add_to(term, y, block, a)
                 if left > 0:
-                    add_to(op, y + y_stride, block, b)
+                    add_to(term, y + y_stride, block, b)
                 if left > 1:
-                    add_to(op, y + 2 * y_stride, block, c)
+                    add_to(term, y + 2 * y_stride, block, c)
                 if left > 2:
-                    add_to(op, y + 3 * y_stride, block, d)
+                    add_to(term, y + 3 * y_stride, block, d)
 
     return kernel
 
@@ -251,60 +254,57 @@ def one_in_gaps(w, n_units, bits, x):
 
 
 @inner
-def in_gaps(op, rows, x0, y0, first, last):
-    bits, starts = field(op, Field.BITS), field(op, Field.M)
-    x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+def in_gaps(term, op, rows, x0, y0, first, last):
+    bits, starts = field(term, Term.BITS), field(term, Term.M)
+    x_stride, y_stride = field(op, Field.INPUT_STRIDE), field(op, Field.Y_STRIDE)
     for block in range(first, last):
         start = np.int64(load_i32(starts + 4 * block))
         n_units = np.int64(load_i32(starts + 4 * block + 4)) - start
-        w = field(op, Field.W) + start * unit_bytes(bits)
+        w = field(term, Term.W) + start * unit_bytes(bits)
         for row in range(rows):
-            add_to(op, y0 + row * y_stride, block, one_in_gaps(w, n_units, bits, x0 + row * x_stride))
+            add_to(term, y0 + row * y_stride, block, one_in_gaps(w, n_units, bits, x0 + row * x_stride))
 
 
-# --- the ops ----------------------------------------------------------------------------------------------------------
-
-
-@op_kernel
-def sparse_delta(op, run, tid, n_threads):
-    """y += (S x) * SCALE; x float32, of which WINDOW_BYTES may be read behind the last row."""
-    rows = n_rows(op, run)
-    x, y = input_address(op, run, tid), output_address(op, run)
-    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
-    first, last = share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)
-    window, bits = field(op, Field.WINDOW), field(op, Field.BITS)
-    if window == 0:
-        in_gaps(op, rows, x, y, first, last)
-    elif bits == 4:
-        if window <= 32:
-            small_4(op, rows, x, y, first, last)
-        elif window <= 64:
-            medium_4(op, rows, x, y, first, last)
-        else:
-            large_4(op, rows, x, y, first, last)
-    elif window <= 32:
-        small_8(op, rows, x, y, first, last)
-    elif window <= 64:
-        medium_8(op, rows, x, y, first, last)
-    else:
-        large_8(op, rows, x, y, first, last)
+# --- behind an op -----------------------------------------------------------------------------------------------------
 
 
 @inner
-def add_row(op, token, y):
-    """One row of the matrix, scaled, to float32 at y."""
-    window, bits, k = field(op, Field.WINDOW), field(op, Field.BITS), field(op, Field.K)
+def product(term, op, rows, x, y, first, last):
+    """y += (S x) * SCALE, blocks ``first`` to ``last - 1``; x float32, of which WINDOW_BYTES may be read behind the
+    last row."""
+    window, bits = field(term, Term.WINDOW), field(term, Term.BITS)
+    if window == 0:
+        in_gaps(term, op, rows, x, y, first, last)
+    elif bits == 4:
+        if window <= 32:
+            small_4(term, op, rows, x, y, first, last)
+        elif window <= 64:
+            medium_4(term, op, rows, x, y, first, last)
+        else:
+            large_4(term, op, rows, x, y, first, last)
+    elif window <= 32:
+        small_8(term, op, rows, x, y, first, last)
+    elif window <= 64:
+        medium_8(term, op, rows, x, y, first, last)
+    else:
+        large_8(term, op, rows, x, y, first, last)
+
+
+@inner
+def add_row(term, k, token, y):
+    """One row of the matrix, scaled, to float32 [k] at y."""
+    window, bits = field(term, Term.WINDOW), field(term, Term.BITS)
     block, lane = token // ROWS, token % ROWS
-    scale = extract(load_bf16x16(field(op, Field.D) + 32 * block), lane) * np.float32(field_f64(op, Field.SCALE))
+    scale = extract(load_bf16x16(field(term, Term.D) + 32 * block), lane) * np.float32(field_f64(term, Term.SCALE))
     per_unit = 2 if bits == 4 else 1
     if window == 0:
-        starts = field(op, Field.M) + 4 * block
+        starts = field(term, Term.M) + 4 * block
         start, end = np.int64(load_i32(starts)), np.int64(load_i32(starts + 4))
         n_steps = (end - start) * per_unit
     else:
         n_steps = (k + window - 1) // window
         start = block * ((n_steps + per_unit - 1) // per_unit)
-    w = field(op, Field.W) + start * unit_bytes(bits) + lane
+    w = field(term, Term.W) + start * unit_bytes(bits) + lane
     column = 0
     for i in range(n_steps):
         column += np.int64(load_u8(w + 16 * (i % per_unit)))
@@ -321,10 +321,54 @@ def add_row(op, token, y):
             w += unit_bytes(bits)
 
 
+@inner
+def add_bias(op, site, rows, y, first, last):
+    """What a variant adds to the outputs, whatever the input."""
+    bias, stride = field(site, Site.BIAS), field(op, Field.Y_STRIDE)
+    if bias != 0:
+        for row in range(rows):
+            for block in range(first, last):
+                at = y + row * stride + 64 * block
+                store_f32x16(at, load_f32x16(at) + load_f32x16(bias + 64 * block))
+
+
 @op_kernel
-def embed_delta(op, run, tid, n_threads):
-    """y += the tokens' rows of a sparse delta of the embedding; token ids have been checked."""
+def variant_linear(op, run, tid, n_threads):
+    """Behind a linear layer: what the variants of the sequences do to its outputs, whose blocks of 16 features threads
+    have shared out as here. Neighbours with one variant go through its weights together."""
+    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+    begin, end = share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)
+    x0, y0 = field(run, Run.ARENA) + field(op, Field.INPUT), output_address(op, run)
+    if field(run, Run.N_ROWS) == 1:
+        x0 += tid * field(op, Field.INPUT_PRIVATE)
+    index, count = 0, field(run, Run.N_SEQUENCES)
+    while index < count:
+        sequence = sequence_at(run, index)
+        first, last = rows_of(op, sequence)
+        index += 1
+        while index < count and field(sequence_at(run, index), Sequence.VARIANT) == field(sequence, Sequence.VARIANT):
+            _, last = rows_of(op, sequence_at(run, index))
+            index += 1
+        site = site_of(op, sequence)
+        if site != 0 and first < last:
+            x, y = x0 + first * field(op, Field.INPUT_STRIDE), y0 + first * field(op, Field.Y_STRIDE)
+            add_bias(op, site, last - first, y, begin, end)
+            for i in range(field(site, Site.N_TERMS)):
+                product(site + TERMS_AT + TERM_BYTES * i, op, last - first, x, y, begin, end)
+
+
+@op_kernel
+def variant_embed(op, run, tid, n_threads):
+    """Behind an embedding: the tokens' rows of the sparse deltas; token ids have been checked."""
     y, stride = field(run, Run.ARENA) + field(op, Field.Y), field(op, Field.Y_STRIDE)
-    rows = field(run, Run.N_ROWS)
-    for row in range(share(rows, tid, n_threads), share(rows, tid + 1, n_threads)):
-        add_row(op, load_i64(field(run, Run.TOKENS) + 8 * row), y + row * stride)
+    rows, k = field(run, Run.N_ROWS), field(op, Field.K)
+    begin, end = share(rows, tid, n_threads), share(rows, tid + 1, n_threads)
+    for index in range(field(run, Run.N_SEQUENCES)):
+        sequence = sequence_at(run, index)
+        first, last = rows_of(op, sequence)
+        site = site_of(op, sequence)
+        if site != 0:
+            for row in range(max(first, begin), min(last, end)):
+                token = load_i64(field(run, Run.TOKENS) + 8 * row)
+                for i in range(field(site, Site.N_TERMS)):
+                    add_row(site + TERMS_AT + TERM_BYTES * i, k, token, y + row * stride)

@@ -27,7 +27,7 @@ from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .record import Field, Op, Run
 from .simd.ops import field, load_i64, prefetch, store_i64, ticks
-from .sparse_delta import embed_delta, sparse_delta
+from .sparse_delta import variant_embed, variant_linear
 from .ternary_columns import columns_ternary, join_ternary
 from .triples import linear_ternary_triples
 
@@ -45,7 +45,6 @@ LINEAR_TERNARY_TRIPLES = int(Op.LINEAR_TERNARY_TRIPLES)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 COMPACT_F16, COMPACT_F32, COMPACT_Q8 = int(Op.COMPACT_F16), int(Op.COMPACT_F32), int(Op.COMPACT_Q8)
 SELECT_PAGES = int(Op.SELECT_PAGES)
-SPARSE_DELTA, EMBED_DELTA = int(Op.SPARSE_DELTA), int(Op.EMBED_DELTA)
 COLUMNS_Q4, COLUMNS_Q8, JOIN_COLUMNS = int(Op.COLUMNS_Q4), int(Op.COLUMNS_Q8), int(Op.JOIN_COLUMNS)
 COLUMNS_DELTA_Q4, COLUMNS_DELTA_Q8, JOIN_DELTA = int(Op.COLUMNS_DELTA_Q4), int(Op.COLUMNS_DELTA_Q8), int(Op.JOIN_DELTA)
 KEEP_LARGE, KEEP_CHANGES = int(Op.KEEP_LARGE), int(Op.KEEP_CHANGES)
@@ -102,10 +101,6 @@ def run_op(code, op, run, tid, n_threads):
         embed_q6k(op, run, tid, n_threads)
     elif code == EMBED_F32:
         embed_f32(op, run, tid, n_threads)
-    elif code == SPARSE_DELTA:
-        sparse_delta(op, run, tid, n_threads)
-    elif code == EMBED_DELTA:
-        embed_delta(op, run, tid, n_threads)
     elif code == SELECT_PAGES:
         select_pages(op, run, tid, n_threads)
     elif code == COMPACT_F16:
@@ -140,10 +135,22 @@ def run_op(code, op, run, tid, n_threads):
         read_memory(op, run, tid, n_threads)
 
 
+@inner
+def add_variants(code, op, run, tid, n_threads):
+    """What variants do behind an op that has a weight of theirs; norms have taken it already."""
+    if code in (EMBED_Q4, EMBED_Q8, EMBED_Q6K, EMBED_F32):
+        variant_embed(op, run, tid, n_threads)
+    elif code != RMS_NORM:
+        if code == LINEAR_TERNARY_TRIPLES:  # whose threads have shared out other blocks
+            wait_for_all(field(run, Run.BARRIER), n_threads, field(run, Run.N_ROWS) > 1)
+        variant_linear(op, run, tid, n_threads)
+
+
 @exported(types.void, INT, INT, INT, INT, INT)
 def run_tape(tape, n_ops, run, tid, n_threads):
     """Thread ``tid``'s part of ``n_ops`` records; returns when every thread has finished every op."""
     several = field(run, Run.N_ROWS) > 1
+    variants = field(run, Run.VARIANTS) != 0
     barrier = field(run, Run.BARRIER)
     profile = field(run, Run.PROFILE) if tid == 0 else 0
     for i in range(n_ops):
@@ -154,7 +161,10 @@ def run_tape(tape, n_ops, run, tid, n_threads):
         op = tape + RECORD_BYTES * i
         for line in range(RECORD_BYTES, 2 * RECORD_BYTES, 64):  # weights have driven the next record out of all caches
             prefetch(op + line)
-        run_op(field(op, Field.CODE), op, run, tid, n_threads)
+        code = field(op, Field.CODE)
+        run_op(code, op, run, tid, n_threads)
+        if variants and field(op, Field.SITE) != 0:
+            add_variants(code, op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
         if when == 1 or (when == 2 and several) or (when == 3 and skips_columns(op, run, tid)):
             wait_for_all(barrier, n_threads, several)

@@ -43,7 +43,7 @@ def emitted(target: Target) -> tuple[bytes, str]:
     for folder in (objects.INSTALLED, objects.cache_root() / "kernels" / objects.source_hash()):
         packed = objects.read(folder / objects.PORTABLE)
         if packed is not None:
-            return emit.emit(target, objects.decompress(packed))
+            return emit.emit(target, objects.decompress(packed), True)
     pytest.fail("no current bitcode: numba is missing, or compiling failed")
 
 

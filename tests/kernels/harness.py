@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgerun_kernels.load import Kernels, kernels
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import Field, Run
+from edgerun_kernels.record import Field, Run, Sequence
 from edgerun_kernels.reference import Quantised, QuantisedRows, activation_tiles, row_tiles
 from edgerun_kernels.targets import usable
 from edgerun_kernels.team import Team
@@ -99,15 +99,37 @@ class Memory:
         self._kept += [record, *(v for v in fields.values() if isinstance(v, np.ndarray))]
         return address(record)
 
-    def run(self, **fields: Array | int) -> int:
-        """A run record's address."""
+    def run(self, *sequences: Array, **fields: Array | int) -> int:
+        """A run record's address. sequences: records as ``sequence`` gives them; by default one that has all rows, with
+        POSITION, PAGES, ATTENTION, DECODES (of one row: 1) and VARIANT from here."""
         record = aligned(8 * Run.COUNT).view(np.int64)
         barrier = aligned(128)
         record[Run.BARRIER] = address(barrier)
+        of_sequence = {name: fields.pop(name, 0) for name in ("PAGES", "ATTENTION", "VARIANT")}
+        if not sequences:
+            rows = fields["N_ROWS"]
+            more = {name: fields.get(name, 0) for name in ("N_OUT", "POSITION")}
+            decodes = fields.pop("DECODES", int(rows == 1))
+            sequences = (self.sequence(N_ROWS=rows, DECODES=decodes, **more, **of_sequence),)
+        table = self.hold(np.stack(sequences))
+        fields |= {
+            "SEQUENCES": table,
+            "N_SEQUENCES": len(table),
+            "POLICIES": int(table[:, Sequence.ATTENTION].any()),
+            "VARIANTS": int(table[:, Sequence.VARIANT].any()),
+        }
         for name, value in fields.items():
             record[Run[name]] = _integer(value)
         self._kept += [record, barrier, *(v for v in fields.values() if isinstance(v, np.ndarray))]
         return address(record)
+
+    def sequence(self, **fields: Array | int) -> Array:
+        """A Sequence record, int64 [Sequence.COUNT]."""
+        record = np.zeros(Sequence.COUNT, np.int64)
+        for name, value in fields.items():
+            record[Sequence[name]] = _integer(value)
+        self._kept += [v for v in fields.values() if isinstance(v, np.ndarray)]
+        return record
 
 
 def tape(*ops: int) -> Array:

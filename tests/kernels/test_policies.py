@@ -16,9 +16,9 @@ from edgerun.attention.deltallm import STEP, DeltaLLM, delta_keys, references
 from edgerun.attention.runs import Heads
 from edgerun.attention.spec import Attention
 from edgerun.attention.state import AttentionState
-from edgerun.attention.tape import COMPACT
+from edgerun.lowering.lower import COMPACT
 from edgerun_kernels import reference
-from edgerun_kernels.record import CHUNK, MAX_CHUNKS, PAGE, LayerState, Mode, Op, attention_scratch_bytes, kv_head_bytes
+from edgerun_kernels.record import PAGE, LayerState, Mode, Op, attention_scratch_bytes, kv_head_bytes, partials_bytes
 
 from .harness import Array, Memory, every_isa, examples, same_bits, stride, tape, team, within
 from .test_attention import OPS, angles, every_cache, pages
@@ -48,20 +48,21 @@ class Layer:
             "Y": y, "Y_STRIDE": stride(y), "Y_PRIVATE": stride(y), "Q": x[0], "KEY": x[1], "VALUE": x[2],
             "Q_STRIDE": stride(x[0]), "KV_STRIDE": stride(x[1]), "N_HEADS": n_heads, "N_KV_HEADS": self.n_kv_heads,
             "HEAD_DIM": dim, "KV_HEAD_BYTES": kv_head_bytes(self.cache, dim), "SCALE": float(dim**-0.5),
-            "PARTIALS": memory.room((n_heads * MAX_CHUNKS, -(-dim // 32) * 32 + 16), np.float32),
-            "SCRATCH": scratch, "SCRATCH_PRIVATE": stride(scratch), "MODE": mode, "EXPORT": int(export),
+            "PARTIALS": memory.room((partials_bytes(n_heads, dim, 1) // 4,), np.float32),
+            "SCRATCH": scratch, "SCRATCH_PRIVATE": stride(scratch),
         }  # fmt: skip
+        self.state.records[:, LayerState.MODE], self.state.records[:, LayerState.EXPORT] = mode, export
         ops = [
             memory.op(CODE=OPS[self.cache], BARRIER=1, **fields),
             memory.op(CODE=Op.GATHER_ATTENTION, **fields),
         ]
         if mode == Mode.RUNS:
-            ops.insert(0, memory.op(CODE=COMPACT[OPS[self.cache]], **fields))
+            ops.insert(0, memory.op(CODE=COMPACT[self.cache], **fields))
         if export:
             ops.append(memory.op(CODE=Op.SELECT_PAGES, **fields))
         whole = tape(*ops)
         run = memory.run(
-            N_ROWS=1, POSITION=self.position, PAGES=self.table, COS=cos, SIN=sin, CHUNK=CHUNK,
+            N_ROWS=1, POSITION=self.position, PAGES=self.table, COS=cos, SIN=sin,
             ATTENTION=self.state.records,
         )  # fmt: skip
         team(isa, n_threads).run(int(whole.ctypes.data), len(whole), run)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgerun.variants.check import check_coded
 from edgerun.variants.coding import Coded, SparseDelta, decode, encode
 from edgerun_kernels import reference
-from edgerun_kernels.record import WINDOW_BYTES
+from edgerun_kernels.record import WINDOW_BYTES, Site, Term
 
 from .deltas import masked, top, windows
 from .harness import (
@@ -19,6 +19,7 @@ from .harness import (
     THREADS,
     Array,
     Memory,
+    address,
     call,
     every_isa,
     examples,
@@ -41,13 +42,18 @@ def delta(kind: int | str, n: int, k: int, rng: np.random.Generator) -> SparseDe
     return masked(n, k, {"few": 0.003, "half": 0.5, "none": 0.0, "all": 1.0}[kind], rng)
 
 
-def fields(memory: Memory, coded: Coded, weight: float) -> dict[str, Array | float | int]:
-    starts = 0 if coded.starts is None else memory.hold(coded.starts)
-    codes = memory.hold(coded.codes) if len(coded.codes) else 0
-    return {
-        "W": codes, "D": memory.hold(coded.scales), "M": starts, "N": coded.shape[0], "K": coded.shape[1],
-        "WINDOW": coded.window, "BITS": coded.bits, "SCALE": weight,
-    }  # fmt: skip
+def site(memory: Memory, coded: Coded, weight: float) -> Array:
+    """The table of a variant that changes one weight."""
+    starts = 0 if coded.starts is None else address(memory.hold(coded.starts))
+    codes = address(memory.hold(coded.codes)) if len(coded.codes) else 0
+    entry = memory.hold(np.zeros(Site.TERMS + Term.COUNT, np.int64))
+    entry[Site.N_TERMS] = 1
+    for key, value in (
+        (Term.W, codes), (Term.D, address(memory.hold(coded.scales))), (Term.M, starts), (Term.WINDOW, coded.window),
+        (Term.BITS, coded.bits), (Term.SCALE, int(np.float64(weight).view(np.int64))),
+    ):  # fmt: skip
+        entry[Site.TERMS + key] = value
+    return memory.hold(np.array([address(entry)]))
 
 
 def product(isa: str, coded: Coded, x: Array, y0: Array, weight: float, n_threads: int = 1) -> Array:
@@ -59,9 +65,10 @@ def product(isa: str, coded: Coded, x: Array, y0: Array, weight: float, n_thread
         y = memory.room((len(x), coded.blocks * 16), np.float32, gap=64)
         y[...] = 0
         y[:, :n] = y0
-        places = {"X": inputs, "X_STRIDE": stride(inputs), "Y": y, "Y_STRIDE": stride(y)}
-        op = memory.op(**places, **fields(memory, coded, weight))
-        call(isa, "sparse_delta", op, memory.run(N_ROWS=len(x)), n_threads)
+        places = {"INPUT": inputs, "INPUT_STRIDE": stride(inputs), "Y": y, "Y_STRIDE": stride(y)}
+        op = memory.op(**places, N=n, K=k, SITE=1)
+        run = memory.run(N_ROWS=len(x), VARIANT=site(memory, coded, weight))
+        call(isa, "variant_linear", op, run, n_threads)
         return y.copy()
 
 
@@ -116,8 +123,9 @@ def test_embedding(
     y0 = floats("normal", (rows, k), rng)
     with Memory() as memory:
         y = memory.hold(y0, gap=64)
-        op = memory.op(Y=y, Y_STRIDE=stride(y), **fields(memory, coded, 0.5))
-        call(isa, "embed_delta", op, memory.run(N_ROWS=rows, TOKENS=memory.hold(tokens)), n_threads)
+        op = memory.op(Y=y, Y_STRIDE=stride(y), N=n, K=k, SITE=1)
+        run = memory.run(N_ROWS=rows, TOKENS=memory.hold(tokens), VARIANT=site(memory, coded, 0.5))
+        call(isa, "variant_embed", op, run, n_threads)
         wanted = reference.embed_delta(tokens, decode(coded).dense(), y0, 0.5)
         within(y, wanted, 4 * EPS * (np.abs(y0) + np.abs(wanted)))
 

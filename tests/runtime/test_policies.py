@@ -197,8 +197,7 @@ def test_every_session_has_the_tape_of_its_own_policies(model: Model) -> None:
     for turn in range(40):
         policy = POLICIES[turn % len(POLICIES)]
         session = model.session(attention=policy, sparsity="zero")
-        assert any(name.endswith(".runs") for name in session.tape.names) == ("deltallm" in policy)
-        assert any(name.endswith(".select") for name in session.tape.names) == ("delta:" in policy)
+        assert session.tape is model.tape
         held.append(session)
         del held[: -1 - turn % 5]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edgerun import Model, OptionError, VariantError
-from edgerun.lowering.tape import Tape
 from edgerun.variants.merge import write_merged
 from edgerun.variants.store import DenseDelta, open_variant, write_variant
+from edgerun.variants.table import VariantTable
 from edgerun_exporters import export
 from tests.conftest import checkpoint
 
@@ -91,7 +91,7 @@ def test_weights_of_zero_and_none_are_the_base(package: Path, files: dict[str, P
         wanted = logits(model)
         for spec in ("none", f"{files['a']}:0", f"{files['a']}:0+none"):
             np.testing.assert_array_equal(logits(model, spec), wanted)
-            assert model.session(spec).tape is model.tape
+            assert model.session(spec).table is None
 
 
 def test_one_term_alone_is_the_variant(package: Path, files: dict[str, Path]) -> None:
@@ -157,7 +157,7 @@ def test_rewinding_works_as_without(package: Path, files: dict[str, Path]) -> No
 def test_a_model_has_a_default(package: Path, files: dict[str, Path]) -> None:
     with Model(package, variant=files["a"]) as model:
         assert model.session().variant == str(files["a"])
-        assert model.session("none").tape is model.tape
+        assert model.session("none").table is None
     with pytest.raises(VariantError, match="no such variant"):
         Model(package, variant="nonsense")
 
@@ -204,7 +204,7 @@ def test_a_thousand_swaps_leave_nothing_behind(package: Path, files: dict[str, P
                 session.decode(1)
             if i in (20, 996):
                 gc.collect()
-                counts.append((mapped(), sum(isinstance(thing, Tape) for thing in gc.get_objects())))
+                counts.append((mapped(), sum(isinstance(thing, VariantTable) for thing in gc.get_objects())))
         assert counts[0] == counts[1]
         assert len(model.variants.resident) == 2
         session.use("none")

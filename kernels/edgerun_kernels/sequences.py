@@ -1,0 +1,39 @@
+"""The sequences of a run: which rows are whose, where in its sequence a row stands, what a variant does to it."""
+
+from .kernel import inner
+from .record import Field, Flag, Run, Sequence
+from .simd.ops import field, load_i64
+
+SEQUENCE_BYTES = 8 * int(Sequence.COUNT)
+
+
+@inner
+def sequence_at(run, index):
+    """The address of a run's Sequence record."""
+    return field(run, Run.SEQUENCES) + SEQUENCE_BYTES * index
+
+
+@inner
+def position_of(sequence, row):
+    """The position of a row of the run, which is the sequence's."""
+    return field(sequence, Sequence.POSITION) + row - field(sequence, Sequence.FIRST_ROW)
+
+
+@inner
+def rows_of(op, sequence):
+    """The first of a sequence's rows, and behind its last: of all that run, or for ops over the rows whose logits are
+    wanted, of those."""
+    if field(op, Field.FLAGS) & Flag.OUT_ROWS:
+        first = field(sequence, Sequence.FIRST_OUT)
+        return first, first + field(sequence, Sequence.N_OUT)
+    first = field(sequence, Sequence.FIRST_ROW)
+    return first, first + field(sequence, Sequence.N_ROWS)
+
+
+@inner
+def site_of(op, sequence):
+    """What the sequence's variant does to the op's weight: an address (see ``record.Site``), 0 for nothing."""
+    variant, site = field(sequence, Sequence.VARIANT), field(op, Field.SITE)
+    if variant == 0 or site == 0:
+        return 0
+    return load_i64(variant + 8 * site - 8)
