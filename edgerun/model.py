@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edgerun.attention.runs import Heads
 from edgerun.attention.spec import FULL, budget, parse
 from edgerun.attention.spec import quality as calibrated
-from edgerun.batch import Rows, run_record
 from edgerun.calibration.budget import split
+from edgerun.engine.batch import Rows, run_record
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.lowering import lower
 from edgerun.lowering.lower import CacheType, Compute

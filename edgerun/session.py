@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgerun.attention.spec import Attention
 from edgerun.attention.state import Attended, AttentionState, RunCount
-from edgerun.batch import Rows
+from edgerun.engine.batch import Rows
 from edgerun.errors import ContextError, EdgerunError, OptionError
 from edgerun.generate import Generation
 from edgerun.sparsity.spec import NONE

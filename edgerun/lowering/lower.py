@@ -203,7 +203,9 @@ class _Lowering:
         """Notes where a weight is used, and tells the record behind which variants act: of a layer's, the last."""
         self.sites.append(Site(name, kind, records, vector))
         if kind != "bias":  # which is a part of its layer's site
-            self.records[records[-1]][Field.SITE] = len(self.sites)
+            record = self.records[records[-1]]
+            record[Field.SITE] = len(self.sites) - 1
+            record[Field.FLAGS] |= Flag.SITE
 
     def _linear_site(self, node: Any, records: tuple[int, ...], x: Value) -> None:
         self._site(node.input[1].rpartition(".")[0], "linear", records)

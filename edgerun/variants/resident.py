@@ -58,7 +58,7 @@ class Variants:
             key = tuple((variant.path, stamp, weight) for stamp, variant, weight in opened)
             table = self._tables.get(key)
             if table is None:
-                table = variant_table(self._base, [(variant, weight) for _, variant, weight in opened])
+                table = variant_table(self._base, [(variant, weight) for _, variant, weight in opened], key)
                 self._tables[key] = table
             return table
 

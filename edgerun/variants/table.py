@@ -26,10 +26,12 @@ WeightedVariant = tuple[Variant, float]
 class VariantTable:
     """The sum of some variants times their weights.
 
-    sites: int64 [sites of the tape], addresses, 0 where nothing changes. arrays: all that lies there, kept alive.
+    sites: int64 [sites of the tape], addresses, 0 where nothing changes. key: which variants and weights they are.
+    arrays: all that lies there, kept alive.
     """
 
     sites: NDArray[np.int64]
+    key: tuple[object, ...]
     arrays: list[NDArray[Any]] = field(repr=False)
 
 
@@ -61,7 +63,7 @@ def _shapes(tape: Tape) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
     return matrices, vectors
 
 
-def variant_table(tape: Tape, terms: Sequence[WeightedVariant]) -> VariantTable:
+def variant_table(tape: Tape, terms: Sequence[WeightedVariant], key: tuple[object, ...]) -> VariantTable:
     """The table of the sum of the variants times their weights; each has passed ``check``."""
     sites = np.zeros(len(tape.sites), np.int64)
     arrays: list[NDArray[Any]] = [variant.data for variant, _ in terms]
@@ -77,7 +79,7 @@ def variant_table(tape: Tape, terms: Sequence[WeightedVariant]) -> VariantTable:
         if entry is not None:
             arrays.append(entry)
             sites[index] = entry.ctypes.data
-    return VariantTable(sites, arrays)
+    return VariantTable(sites, key, arrays)
 
 
 def _vector_change(site: Site, terms: Sequence[WeightedVariant]) -> NDArray[np.float64] | None:

@@ -124,7 +124,7 @@ class Field(IntEnum):
     INPUT = 15  # linear layers, in attention's places: arena offset of the input in float32,
     INPUT_STRIDE = 30  # bytes from row to row
     INPUT_PRIVATE = 31  # and, when one row runs, from thread to thread
-    SITE = 26  # linear layers, embeddings and norms: one more than the index of the weight in a sequence's VARIANT
+    SITE = 26  # where Flag.SITE is set, the index of the weight in a sequence's VARIANT
     DENSE = 16  # column skipping, in attention's places: the code of the op that multiplies by all columns
     MOST = 17  # columns that are multiplied one by one, at most; where more are wanted, all are
     SUMS = 18  # arena offset of float32 [PARTS, rows of the stack]; of ternary stacks, of the threads' scratch
@@ -143,6 +143,7 @@ class Flag(IntEnum):
     LOGITS = 2  # y is the run's logits buffer, not the arena
     LAST_ROWS = 4  # only the rows of the input whose logits are wanted
     OUT_ROWS = 8  # runs over N_OUT rows instead of all
+    SITE = 16  # variants may change the weight: SITE says which it is
 
 
 class Mode(IntEnum):

@@ -33,7 +33,7 @@ def rows_of(op, sequence):
 @inner
 def site_of(op, sequence):
     """What the sequence's variant does to the op's weight: an address (see ``record.Site``), 0 for nothing."""
-    variant, site = field(sequence, Sequence.VARIANT), field(op, Field.SITE)
-    if variant == 0 or site == 0:
+    variant = field(sequence, Sequence.VARIANT)
+    if variant == 0 or field(op, Field.FLAGS) & Flag.SITE == 0:
         return 0
-    return load_i64(variant + 8 * site - 8)
+    return load_i64(variant + 8 * field(op, Field.SITE))

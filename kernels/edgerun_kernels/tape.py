@@ -25,7 +25,7 @@ from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_
 from .mask import keep_large, keep_large_row
 from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
-from .record import Field, Op, Run
+from .record import Field, Flag, Op, Run
 from .simd.ops import field, load_i64, prefetch, store_i64, ticks
 from .sparse_delta import variant_embed, variant_linear
 from .ternary_columns import columns_ternary, join_ternary
@@ -163,7 +163,7 @@ def run_tape(tape, n_ops, run, tid, n_threads):
             prefetch(op + line)
         code = field(op, Field.CODE)
         run_op(code, op, run, tid, n_threads)
-        if variants and field(op, Field.SITE) != 0:
+        if variants and field(op, Field.FLAGS) & Flag.SITE:
             add_variants(code, op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
         if when == 1 or (when == 2 and several) or (when == 3 and skips_columns(op, run, tid)):

@@ -1,0 +1,1 @@
+"""Runs of rows of many sequences: pages of the cache, sequences, batches, and the scheduler."""
