@@ -29,3 +29,7 @@ class HubError(EdgerunError):
 
 class OptionError(EdgerunError):
     """An option has a value that makes no sense."""
+
+
+class CacheFullError(EdgerunError):
+    """The cache of keys and values has no room for more tokens within its budget."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
@@ -14,8 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgerun.session import Session
+    from edgerun.engine.engine import Engine
+    from edgerun.engine.sequence import Sequence
     from edgerun.text.options import SamplingOptions
+    from edgerun.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -57,29 +62,74 @@ class Timings:
 
 
 class Generation(Iterator[Piece]):
-    """The text that a session generates; iterate it, or take ``text`` for all at once. See ``Session.generate``.
+    """The text that follows a prompt; iterate it (``async for`` too), or ``read`` it all. See ``Session.generate``.
 
     text, token_ids: what has come so far (``read`` finishes first). finish_reason: "stop" (end-of-text token or stop
-    string), "length" (max_tokens or the context is full), "cancelled" (``stop`` was called), None while it goes on.
-    continuation: the text goes on from the prompt's, so a leading space counts.
+    string), "length" (max_tokens or the context is full), "cancelled" (``stop`` was called, or the session went on
+    otherwise), None while it goes on. continuation: the text goes on from the prompt's, so a leading space counts.
+    eager: it runs on without being asked for every piece. priority: of requests that wait, higher ones come first.
     """
 
     def __init__(
-        self, session: Session, prompt: Sequence[int], options: SamplingOptions, *, continuation: bool
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sequence: Sequence,
+        prompt: Several[int],
+        options: SamplingOptions,
+        *,
+        continuation: bool,
+        eager: bool = False,
+        priority: int = 0,
+        siblings: Several[Generation] = (),
     ) -> None:
-        self.session = session
         self.options = options
         self.prompt = tuple(prompt)
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.timings = Timings(prompt_tokens=len(prompt))
-        self._stopped = False
-        self._stream = TextStream(session.model.tokenizer, options.stop, continuation=continuation)
-        self._pieces = self._run()
+        self.sequence, self.eager, self.priority = sequence, eager, priority
+        self.ended = False
+        self._engine, self._tokenizer = engine, tokenizer
+        self._pieces: deque[Piece] = deque()
+        self._siblings = list(siblings)
+        self._stream = TextStream(tokenizer, options.stop, continuation=continuation)
+        self._ends = frozenset() if options.ignore_eos else tokenizer.eos_ids
+        context = sequence.cache.heads.context
+        most = options.max_tokens if options.max_tokens is not None else context
+        self._limit = min(most, context - len(prompt) + 1)
+        self._sampler: Sampler | None = None
+        self._undone: list[int] = []  # tokens that have come since the last piece
+        self._error: Exception | None = None
+        self._started = self._stopped = False
+        self._start = 0.0
+
+    # --- for whoever reads it -------------------------------------------------------------------------------------
 
     def __next__(self) -> Piece:
-        return next(self._pieces)
+        if not self._pieces and not self.ended:
+            self._look_for_stop()
+            self._engine.advance(self)
+        return self._taken(StopIteration)
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> Piece:
+        """The next piece, while the event loop goes on."""
+        while not self._pieces and not self.ended:
+            self._look_for_stop()
+            await self._engine.wait_for(self, asyncio.get_running_loop())
+        return self._taken(StopAsyncIteration)
+
+    def _taken(self, end: type[Exception]) -> Piece:
+        if self._pieces:
+            return self._pieces.popleft()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        raise end
 
     def read(self) -> str:
         """Runs to the end; gives the whole text."""
@@ -91,67 +141,121 @@ class Generation(Iterator[Piece]):
         """Ends the generation before its next token (during prefill: its next chunk). From any thread."""
         self._stopped = True
 
-    def _run(self) -> Iterator[Piece]:
-        model, options, timings = self.session.model, self.options, self.timings
-        start = resumed = perf_counter()
-        timings.cached_tokens = self.session.reuse(self.prompt)
-        logits = self._prefill()
-        timings.prefill_s = perf_counter() - start
-        limit = min(
-            options.max_tokens if options.max_tokens is not None else model.context,
-            model.context - len(self.prompt) + 1,
-        )
-        if logits is None or limit <= 0:
-            self.finish_reason = "cancelled" if logits is None else "length"
-            return
-        ends = frozenset() if options.ignore_eos else model.tokenizer.eos_ids
-        stream = self._stream
-        sampler = Sampler(model.kernels, options, model.vocab_size, self.prompt)
-        waiting: list[int] = []
-        while True:
-            token_id = sampler.choose(logits)
-            now = perf_counter()
-            if self.token_ids:
-                timings.decode_tokens += 1
-                timings.decode_s += now - resumed
-            else:
-                timings.first_token_s = now - start
-            if token_id in ends:
-                self.finish_reason = "stop"
-                break
-            self.token_ids.append(token_id)
-            waiting.append(token_id)
-            sampler.accept(token_id)
-            text = stream.push(token_id)
-            chosen = None
-            if options.logprobs is not None:
-                chosen = sampler.logprobs(logits, token_id, options.logprobs)
-            if text or chosen is not None:
-                self.text += text
-                yield Piece(text, waiting, *(chosen or (None, None)))
-                waiting = []
-            if stream.stopped:
-                self.finish_reason = "stop"
-                return
-            if len(self.token_ids) >= limit:
-                self.finish_reason = "length"
-                break
-            if self._stopped:
-                self.finish_reason = "cancelled"
-                break
-            resumed = perf_counter()  # what the caller does with a piece is not decoding
-            logits = self.session.advance((token_id,))
-        rest = stream.flush()
-        if rest or waiting:
-            self.text += rest
-            yield Piece(rest, waiting)
+    def withdraw(self) -> None:
+        """Ends it at once, as cancelled, and gives its sequence back to its owner. From any thread."""
+        self._engine.withdraw(self)
+        if not self.ended:
+            self._finish("cancelled")
 
-    def _prefill(self) -> NDArray[np.float32] | None:
-        """Runs what the cache lacks of the prompt, chunk by chunk, until stopped; the logits after its last token."""
-        logits = None
-        wanted = self.prompt[self.session.position :]
-        for part in self.session.parts(len(wanted)):
-            if self._stopped:
-                return None
-            logits = self.session.advance(wanted[part], more=part.stop < len(wanted))
-        return logits
+    def __repr__(self) -> str:
+        state = self.finish_reason or ("failed" if self.ended else "going on" if self._started else "not begun")
+        return f"<Generation: {len(self.prompt)} tokens of prompt, {len(self.token_ids)} generated, {state}>"
+
+    # --- for the engine -------------------------------------------------------------------------------------------
+
+    @property
+    def wanted(self) -> list[int]:
+        """The tokens that its sequence does not hold yet."""
+        held = self.sequence.position
+        if held >= len(self.prompt):
+            return self.token_ids[held - len(self.prompt) :]
+        return [*self.prompt[held:], *self.token_ids]
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it has chosen a token, which alone is to run."""
+        return bool(self.token_ids) and self.sequence.position == len(self.prompt) + len(self.token_ids) - 1
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next step is to go on with it."""
+        return self.eager or not self._pieces
+
+    def start(self) -> None:
+        """Before every step: takes what is known of its prompt, at the first."""
+        if self._look_for_stop() or self._started:
+            return
+        self._started, self._start = True, perf_counter()
+        self.timings.cached_tokens = self.sequence.reuse(self.prompt)
+
+    def ran(self, n: int, logits: NDArray[np.float32] | None, seconds: float) -> None:
+        """After a step of so many seconds, in which ``n`` of its tokens ran; logits: after the last of them."""
+        if logits is None:
+            return
+        if not self.token_ids:
+            self.timings.prefill_s = perf_counter() - self._start
+            if not self.eager:
+                self.sequence.keep()
+            self._give_to_siblings(logits)
+            if self._limit <= 0:
+                self._finish("length")
+                return
+        self._choose(logits, seconds)
+
+    def _choose(self, logits: NDArray[np.float32], seconds: float) -> None:
+        options, stream, timings = self.options, self._stream, self.timings
+        if self._sampler is None:
+            self._sampler = Sampler(self._engine.kernels, options, self._engine.vocab_size, self.prompt)
+        begun = perf_counter()
+        token_id = self._sampler.choose(logits)
+        if self.token_ids:
+            timings.decode_tokens += 1
+            timings.decode_s += seconds + perf_counter() - begun
+        else:
+            timings.first_token_s = perf_counter() - self._start
+        if token_id in self._ends:
+            self._finish("stop")
+            return
+        self.token_ids.append(token_id)
+        self._undone.append(token_id)
+        self._sampler.accept(token_id)
+        text = stream.push(token_id)
+        chosen = None
+        if options.logprobs is not None:
+            chosen = self._sampler.logprobs(logits, token_id, options.logprobs)
+        if text or chosen is not None:
+            self._give(Piece(text, self._undone, *(chosen or (None, None))))
+        if stream.stopped:
+            self._finish("stop")
+        elif len(self.token_ids) >= self._limit:
+            self._finish("length")
+
+    def _give(self, piece: Piece) -> None:
+        self.text += piece.text
+        self._undone = []
+        self._pieces.append(piece)
+
+    def _give_to_siblings(self, logits: NDArray[np.float32]) -> None:
+        """Other answers to the same prompt begin where it has been read."""
+        for sibling in self._siblings:
+            sibling.sequence = self.sequence.fork()
+            sibling._started, sibling._start = True, self._start
+            sibling.timings.cached_tokens = len(self.prompt)
+            sibling.ran(0, logits, 0.0)
+        self._siblings = []
+
+    def _look_for_stop(self) -> bool:
+        if self._stopped and not self.ended:
+            self._finish("cancelled")
+        return self.ended
+
+    def _finish(self, reason: FinishReason) -> None:
+        rest = "" if reason == "stop" and self._stream.stopped else self._stream.flush()
+        if rest or (self._undone and not self._stream.stopped):
+            self._give(Piece(rest, self._undone))
+        self.finish_reason, self.ended = reason, True
+        if not self.eager:
+            self.sequence.keep()
+
+    def fail(self, error: Exception) -> None:
+        """It cannot go on: whoever asks next gets the error."""
+        self._error, self.ended = error, True
+
+    def close(self) -> None:
+        """It has ended: gives its sequence's pages back, and raises what made it fail."""
+        self.sequence.release()
+        if self._error is not None:
+            raise self._error
+
+    def preempt(self) -> None:
+        """Its sequence has been emptied for others' sake; what it holds is computed again."""

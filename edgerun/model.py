@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Several
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.runs import Heads
-from edgerun.attention.spec import FULL, budget, parse
+from edgerun.attention.spec import FULL, Attention, budget, parse
 from edgerun.attention.spec import quality as calibrated
 from edgerun.calibration.budget import split
-from edgerun.engine.batch import Rows, run_record
+from edgerun.engine.engine import Engine
+from edgerun.engine.many import PARALLEL, run_many
+from edgerun.engine.runner import Runner
+from edgerun.engine.sequence import Cache, Sequence
 from edgerun.errors import EdgerunError, OptionError
+from edgerun.generate import Generation
 from edgerun.lowering import lower
 from edgerun.lowering.lower import CacheType, Compute
-from edgerun.lowering.tape import Tape
 from edgerun.package.reader import open_package
-from edgerun.rope import RotaryTable
+from edgerun.progress import Progress, silent
+from edgerun.saved import fill, read
+from edgerun.session import Session, check_tokens
 from edgerun.sparsity.calibrated import NAME
 from edgerun.sparsity.resident import Sparsity
 from edgerun.sparsity.spec import NONE
+from edgerun.text.options import MAX_SEED, SamplingOptions
 from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels
-from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import WINDOW_BYTES, Run
-from edgerun_kernels.team import MAX_THREADS, Team
+from edgerun_kernels.team import MAX_THREADS
 
-if TYPE_CHECKING:
-    from edgerun.generate import Generation
-    from edgerun.session import Session
-    from edgerun.text.options import SamplingOptions
-
+EXACT = Attention()
 PREFILL_ROWS, PREFILL_VALUES = (64, 256), 1 << 19
 """Tokens that prefill runs at once, at least and at most: enough to use every weight many times, few enough to be
 interrupted soon. Between, as many as have so many values in the middle of the MLP: activations then take some MiB."""
@@ -63,6 +65,7 @@ def load(
     attention: str | None = None,
     quality: float | None = None,
     sparsity: str | None = None,
+    cache_bytes: int | None = None,
 ) -> Model:
     """Loads a model: a package folder, a catalogue name, a Hugging Face repository id or a checkpoint.
 
@@ -76,6 +79,8 @@ def load(
     quality: instead of ``attention``, what approximations may cost, in nats a token: of the settings that ``edgerun
     calibrate`` found for attention and, unless ``sparsity`` says something, for activations, those that together are
     within it and read least.
+    cache_bytes: what keys and values of all sessions may take together, texts included that are kept for who asks for
+    them again; default: as much as is needed, and of texts that are only kept an eighth of the machine's memory.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
     from edgerun.hub import resolve
@@ -93,11 +98,13 @@ def load(
         variant=variant,
         attention=attention,
         sparsity=sparsity,
+        cache_bytes=cache_bytes,
     )
 
 
 class Model:
-    """A model package, ready to run; see ``load``. Safe to use from several threads: runs take turns."""
+    """A model package, ready to run; see ``load``. Safe to use from several threads: what they ask for is decoded
+    together."""
 
     def __init__(
         self,
@@ -110,9 +117,12 @@ class Model:
         variant: str | os.PathLike[str] | None = None,
         attention: str | None = None,
         sparsity: str | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         _check_choice("compute", compute, get_args(Compute))
         _check_choice("cache", cache, get_args(CacheType))
+        if cache_bytes is not None:
+            _check_range("cache_bytes", cache_bytes, 1 << 62)
         self.package = open_package(folder)
         limit = self.package.config.context_length
         self.context = _check_range("context", context if context is not None else limit, limit)
@@ -146,17 +156,11 @@ class Model:
         self.variants.table(self.variant)
         self.sparsities.tape(self.tape, self.sparsity)
         _return_memory()
-        self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
-        self._rope = RotaryTable(self.tape.inv_freq)
-        self.profile: NDArray[np.int64] | None = None
-        """Where every run of a tape with n_ops ops adds, int64 [2, n_ops], the ticks that each took, and the columns
-        that it read where it leaves out some; None: nothing is measured."""
-        self.stops: dict[int, Callable[[NDArray[np.int64]], None]] = {}
-        """What every run calls, with its run record, before the op of that index, while no thread computes. For
-        calibration, which reads there what the arena holds."""
-        self._turn = threading.Lock()
-        self._team = Team(self.kernels, self.threads)
-        self._closed = False
+        retained = retained_bytes() if cache_bytes is None else cache_bytes
+        self.kv_cache = Cache(self.heads, self.tape.page_bytes, cache_bytes, retained)
+        """The pages of all sequences, and which texts they hold; see ``edgerun.engine``."""
+        self.runner = Runner(self.tape, self.kernels, self.threads)
+        self.engine = Engine(self.runner)
 
     def session(
         self,
@@ -176,15 +180,15 @@ class Model:
         inputs of every layer, "zero" those of zeros; "none" reads all. Default: the model's own default.
         Raises VariantError, OptionError.
         """
-        from edgerun.session import Session
-
         attention, sparsity = self._policies(attention, sparsity)
-        return Session(
-            self,
-            self.variant if variant is None else variant,
-            parse(attention, self.package.config),
-            sparsity,
+        return self.open_session(
+            self.variant if variant is None else os.fspath(variant), parse(attention, self.package.config), sparsity
         )
+
+    def open_session(self, variant: str = "none", attention: Attention = EXACT, sparsity: str = NONE) -> Session:
+        """A new session with policies that have been read already; by default an exact one. See ``session``."""
+        table, tape = self.variants.table(variant), self.sparsities.tape(self.tape, sparsity)
+        return Session(self, Sequence(self.kv_cache, attention, table, tape, sparsity), variant)
 
     def _policies(self, attention: str | None, sparsity: str | None) -> tuple[str, str]:
         """What is run in the place of these; of a budget that is for both, the two parts."""
@@ -198,66 +202,128 @@ class Model:
     def restore(self, path: str | os.PathLike[str]) -> Session:
         """The session that ``Session.save`` wrote, with its variant, its attention policies and its sparsity. Raises
         EdgerunError if the file is damaged or belongs to another model or cache type."""
-        from edgerun.saved import restore
-
-        return restore(self, path)
+        saved = read(path, self.package.config, self.cache, self.context)
+        session = self.open_session(saved.variant, saved.attention, saved.sparsity)
+        fill(session.sequence, saved)
+        return session
 
     def generate(
-        self, prompt: str | Sequence[int], options: SamplingOptions | None = None, **changes: Any
+        self, prompt: str | Several[int], options: SamplingOptions | None = None, **changes: Any
     ) -> Generation:
         """Continues a text in a session of its own; see ``Session.generate``."""
         return self.session().generate(prompt, options, **changes)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], options: SamplingOptions | None = None, **changes: Any
+        self, messages: Several[Mapping[str, Any]], options: SamplingOptions | None = None, **changes: Any
     ) -> Generation:
         """Answers a conversation in a session of its own; see ``Session.chat``."""
         return self.session().chat(messages, options, **changes)
 
-    def run(
+    def generate_many(
         self,
-        batch: Sequence[Rows],
-        logits: NDArray[np.float32],
-        tape: Tape | None = None,
-        running: NDArray[np.uint8] | None = None,
-    ) -> None:
-        """One run of the tape over rows of one or several sequences, at most tape.max_rows together.
+        prompts: Iterable[str | Several[int] | Several[Mapping[str, Any]]],
+        options: SamplingOptions | None = None,
+        *,
+        parallel: int = PARALLEL,
+        progress: Progress = silent,
+        variant: str | os.PathLike[str] | None = None,
+        attention: str | None = None,
+        sparsity: str | None = None,
+        **changes: Any,
+    ) -> list[Generation]:
+        """Answers many prompts, together, as fast as the machine can: their finished generations, in order.
 
-        logits: [>= sum of n_out, tape.logits_stride], written for the wanted rows, in their order. tape: the session's
-        own. running: its running sums of activation sparsity, the tape's state_bytes, where one token runs. For
-        sessions and the engine; nothing is checked here.
+        prompts: texts or tokens to continue, or conversations to answer. parallel: how many are worked on at a time, at
+        most. progress(done, in all, "prompts"). Each text is the one that the prompt alone would give. Raises
+        ContextError, OptionError before anything is computed.
         """
-        tape = tape or self.tape
-        ops = tape.ops
-        with self._turn:
-            if self._closed:
-                raise EdgerunError("the model is closed; load it again")
-            self._rope.reach(max(rows.position + len(rows.tokens) for rows in batch))
-            if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
-                self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
-            record, kept = run_record(batch)
-            record[Run.ARENA] = self._arena.ctypes.data
-            record[Run.LOGITS] = logits.ctypes.data
-            record[Run.COS] = self._rope.cos.ctypes.data
-            record[Run.SIN] = self._rope.sin.ctypes.data
-            record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
-            if self.profile is not None and self.profile.shape[1] == len(ops):
-                record[Run.PROFILE] = self.profile.ctypes.data
-            start = 0
-            for stop in (*sorted(self.stops), len(ops)):
-                self._team.run(
-                    int(ops[start:].ctypes.data), stop - start, int(record.ctypes.data), all_threads=bool(self.stops)
-                )
-                if stop < len(ops):
-                    self.stops[stop](record)
-                start = stop
-            del kept
+        chosen = SamplingOptions.merged(options, changes)
+        chosen.check_vocabulary(self.vocab_size)
+        encoded = [self._encoded(prompt) for prompt in prompts]
+        for ids, _ in encoded:
+            self.check_tokens(ids, 0)
+
+        def start(ids: list[int], continuation: bool) -> Generation:
+            sequence = self.session(variant, attention, sparsity).sequence
+            return Generation(self.engine, self.tokenizer, sequence, ids, chosen, continuation=continuation, eager=True)
+
+        return run_many(self.engine, [partial(start, *one) for one in encoded], parallel, progress)
+
+    def generate_several(
+        self, prompt: str | Several[int], n: int, options: SamplingOptions | None = None, **changes: Any
+    ) -> list[Generation]:
+        """``n`` answers to one prompt, which is read once and whose pages they share; with a seed, the seeds that
+        follow it. They are decoded together, whichever is iterated."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise OptionError(f"n is {n!r}; it must be a whole number of at least 1")
+        chosen = SamplingOptions.merged(options, changes)
+        chosen.check_vocabulary(self.vocab_size)
+        ids = self.encode_prompt(prompt)
+        self.check_tokens(ids, 0)
+        several: list[Generation] = []
+        for i in reversed(range(n)):
+            own = chosen if chosen.seed is None else replace(chosen, seed=(chosen.seed + i) % (MAX_SEED + 1))
+            first = Generation(
+                self.engine,
+                self.tokenizer,
+                self.session().sequence,
+                ids,
+                own,
+                continuation=True,
+                siblings=several if i == 0 else (),
+            )
+            several = [first, *several]
+        return several
+
+    def _encoded(self, prompt: str | Several[int] | Several[Mapping[str, Any]]) -> tuple[list[int], bool]:
+        """The tokens of a prompt, and whether its text goes on."""
+        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
+            return self.encode_messages(prompt), False  # type: ignore[arg-type]
+        return self.encode_prompt(prompt), True  # type: ignore[arg-type]
+
+    def encode_prompt(self, prompt: str | Several[int]) -> list[int]:
+        """The tokens of a text to be continued, by the tokenizer's own BOS rule; tokens are taken as they are. Raises
+        OptionError for an empty one."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        if not ids:
+            raise OptionError("the prompt is empty and this model has no token that begins a text; write something")
+        return ids
+
+    def encode_messages(self, messages: Several[Mapping[str, Any]]) -> list[int]:
+        """The tokens of a conversation, written by the model's own chat template."""
+        text = self.tokenizer.apply_chat_template(messages)
+        return self.encode_prompt(self.tokenizer.encode(text, add_bos=False))
+
+    def check_tokens(self, token_ids: Several[int], held: int) -> NDArray[np.int64]:
+        """The tokens as int64, which are to follow ``held`` others. Raises OptionError for none or one that is not in
+        the vocabulary, ContextError where they do not fit."""
+        largest = self.package.config.context_length
+        return check_tokens(token_ids, held, self.vocab_size, self.context, largest)
+
+    @property
+    def profile(self) -> NDArray[np.int64] | None:
+        """As ``Runner.profile``."""
+        return self.runner.profile
+
+    @profile.setter
+    def profile(self, measured: NDArray[np.int64] | None) -> None:
+        self.runner.profile = measured
+
+    @property
+    def stops(self) -> dict[int, Callable[[NDArray[np.int64]], None]]:
+        """As ``Runner.stops``."""
+        return self.runner.stops
+
+    @stops.setter
+    def stops(self, stops: dict[int, Callable[[NDArray[np.int64]], None]]) -> None:
+        self.runner.stops = stops
 
     def close(self) -> None:
         """Ends the threads. Idempotent; sessions of a closed model raise EdgerunError."""
-        with self._turn:
-            self._closed = True
-        self._team.close()
+        self.runner.close()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.package.config.name}: {self.threads} threads, context {self.context}>"
 
     def __enter__(self) -> Model:
         return self
@@ -265,15 +331,20 @@ class Model:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_team"):
-            self._team.close()
-
 
 def prefill_rows(intermediate_size: int) -> int:
     """How many tokens prefill runs at once; a multiple of 64, since so many share a pass through the weights."""
     least, most = PREFILL_ROWS
     return max(least, min(PREFILL_VALUES // intermediate_size // least * least, most))
+
+
+def retained_bytes() -> int:
+    """An eighth of the machine's memory; where the system does not say, of 2 GiB."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        memory = 2 << 30
+    return memory // 8
 
 
 def _return_memory() -> None:

@@ -14,43 +14,40 @@ import zipfile
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.spec import Attention
+from edgerun.engine.pages import Page, PagePool
+from edgerun.engine.sequence import Sequence
 from edgerun.errors import EdgerunError
 from edgerun.package.calibration import parameters, read_parameters
 from edgerun.package.config import Config
-from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import PAGE
-
-if TYPE_CHECKING:
-    from edgerun.model import Model
-    from edgerun.session import Session
 
 FORMAT, VERSION = "edgerun-session", 2
 
 
-def save(session: Session, path: str | os.PathLike[str]) -> None:
+def save(sequence: Sequence, variant: str, config: Config, path: str | os.PathLike[str]) -> None:
     """Writes a session; what was at ``path`` is replaced once the new file is whole. Raises EdgerunError."""
     place = Path(path)
     partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
-    attention = session.attention
-    arrays: dict[str, NDArray[Any]] = {"tokens": np.array(session.tokens, np.int64)}
-    for i, page in enumerate(session.pages):
+    attention = sequence.attention
+    arrays: dict[str, NDArray[Any]] = {"tokens": np.array(sequence.tokens, np.int64)}
+    for i, page in enumerate(sequence.pages):
         if page is not None:
-            arrays[f"page.{i}"] = page
-    if session.state is not None:
-        arrays |= session.state.arrays()
+            arrays[f"page.{i}"] = page.memory
+    if sequence.state is not None:
+        arrays |= sequence.state.arrays()
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "model": _identity(session.model.package.config),
-        "cache": session.model.cache,
-        "variant": session.variant,
-        "sparsity": session.sparsity,
+        "model": _identity(config),
+        "cache": sequence.cache.heads.cache,
+        "variant": variant,
+        "sparsity": sequence.sparsity,
         "attention": {"name": attention.name, "parameters": parameters(attention.deltallm, attention.delta)},
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -70,10 +67,19 @@ def save(session: Session, path: str | os.PathLike[str]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def restore(model: Model, path: str | os.PathLike[str]) -> Session:
-    """The session that ``save`` wrote. Raises EdgerunError for a file that is none, damaged, or of another model."""
-    from edgerun.session import Session
+class Saved(NamedTuple):
+    """What a saved session is to run with, and its arrays, not yet checked."""
 
+    place: Path
+    variant: str
+    attention: Attention
+    sparsity: str
+    arrays: dict[str, NDArray[Any]]
+
+
+def read(path: str | os.PathLike[str], config: Config, cache: str, context: int) -> Saved:
+    """What ``save`` wrote. Raises EdgerunError for a file that is none, damaged, of another model or cache type, or too
+    long for the context."""
     place = Path(path)
     try:
         with np.load(place, allow_pickle=False) as archive:
@@ -90,46 +96,51 @@ def restore(model: Model, path: str | os.PathLike[str]) -> Session:
         if tokens.dtype != np.int64 or tokens.ndim != 1 or not (isinstance(variant, str) and isinstance(sparsity, str)):
             raise ValueError("its tokens, its variant or its sparsity are of the wrong kind")
         written = header["attention"]
-        policies = read_parameters(written["parameters"], model.package.config, "attention", partial(_damaged, place))
+        policies = read_parameters(written["parameters"], config, "attention", partial(_damaged, place))
         attention = Attention(str(written["name"]), *policies)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EdgerunError(f"{place}: is no saved session, or damaged ({error}); save it again") from error
-    for key, mine in (("model", _identity(model.package.config)), ("cache", model.cache)):
+    for key, mine in (("model", _identity(config)), ("cache", cache)):
         if header.get(key) != mine:
             raise EdgerunError(
                 f"{place}: was saved with another {key} ({str(header.get(key))[:12]}, not {mine[:12]}); load that one"
             )
-    n = len(tokens)
-    if n > model.context:
-        raise EdgerunError(f"{place}: holds {n} tokens, the context is {model.context}; load with a larger context")
-    if n and not (tokens.min() >= 0 and tokens.max() < model.vocab_size):
+    if len(tokens) > context:
+        raise EdgerunError(f"{place}: holds {len(tokens)} tokens, the context is {context}; load with a larger context")
+    if len(tokens) and not (tokens.min() >= 0 and tokens.max() < config.vocab_size):
         raise _damaged(place, "a token is not in the vocabulary")
-    session = Session(model, variant, attention, sparsity)
+    return Saved(place, variant, attention, sparsity, arrays)
+
+
+def fill(sequence: Sequence, saved: Saved) -> None:
+    """Gives an empty sequence that runs with what was saved its tokens, its pages and what its policies kept. Raises
+    EdgerunError."""
+    tokens = saved.arrays["tokens"]
     try:
-        if session.state is not None:
-            session.state.load(arrays, n)
-        needed = 0 if session.state is None else session.state.first_needed
-        session.take(tokens.tolist(), [_page(arrays, i, needed, model) for i in range(-(-n // PAGE))])
+        if sequence.state is not None:
+            sequence.state.load(saved.arrays, len(tokens))
+        needed = 0 if sequence.state is None else sequence.state.first_needed
+        pool = sequence.cache.pool
+        sequence.take(tokens.tolist(), [_page(saved.arrays, i, needed, pool) for i in range(-(-len(tokens) // PAGE))])
     except (ValueError, LookupError) as error:
-        raise _damaged(place, str(error)) from error
-    return session
+        raise _damaged(saved.place, str(error)) from error
 
 
 def _damaged(place: Path, what: str) -> EdgerunError:
     return EdgerunError(f"{place}: is damaged: {what}; save it again")
 
 
-def _page(arrays: dict[str, NDArray[Any]], i: int, needed: int, model: Model) -> NDArray[np.uint8] | None:
-    """A page in memory of its own; None for one that is not needed any more."""
+def _page(arrays: dict[str, NDArray[Any]], i: int, needed: int, pool: PagePool) -> Page | None:
+    """A page of its own; None for one that is not needed any more."""
     stored = arrays.get(f"page.{i}")
     if stored is None:
         if (i + 1) * PAGE > needed:
             raise ValueError(f"page {i} is missing")
         return None
-    if stored.dtype != np.uint8 or stored.shape != (model.tape.page_bytes,):
-        raise ValueError(f"page {i} has {stored.nbytes} bytes, not {model.tape.page_bytes}")
-    page = aligned(model.tape.page_bytes)
-    page[:] = stored
+    if stored.dtype != np.uint8 or stored.shape != (pool.page_bytes,):
+        raise ValueError(f"page {i} has {stored.nbytes} bytes, not {pool.page_bytes}")
+    page = pool.new()
+    page.memory[:] = stored
     return page
 
 

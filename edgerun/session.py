@@ -1,4 +1,4 @@
-"""A session: one sequence of tokens and its keys and values, in pages that are made as positions are reached."""
+"""A session: one sequence of tokens that an application goes on with, rewinds, forks and saves."""
 
 from __future__ import annotations
 
@@ -11,60 +11,62 @@ from numpy.typing import NDArray
 
 from edgerun.attention.spec import Attention
 from edgerun.attention.state import Attended, AttentionState, RunCount
-from edgerun.engine.batch import Rows
-from edgerun.errors import ContextError, EdgerunError, OptionError
+from edgerun.engine.sequence import Sequence as EngineSequence
+from edgerun.errors import ContextError, OptionError
 from edgerun.generate import Generation
+from edgerun.lowering.tape import Tape
+from edgerun.saved import save
 from edgerun.sparsity.spec import NONE
 from edgerun.text.options import SamplingOptions
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import PAGE
 
 if TYPE_CHECKING:
     from edgerun.model import Model
 
 
 class Session:
-    """One cache of one model. Sessions of a model may be used from several threads; one session, from one at a time."""
+    """One text of one model. Sessions of a model may be used from several threads, and their tokens are decoded
+    together; one session, from one thread at a time. Whatever changes a session ends its generation, as cancelled."""
 
-    def __init__(
-        self,
-        model: Model,
-        variant: str | os.PathLike[str] = "none",
-        attention: Attention | None = None,
-        sparsity: str = "none",
-    ) -> None:
+    def __init__(self, model: Model, sequence: EngineSequence, variant: str) -> None:
         self.model = model
-        self.variant = os.fspath(variant)
-        """What it runs, as ``Model.session`` takes it; "none" is the model as it is. To be changed by ``use``."""
-        self.attention = attention or Attention()
-        """What its attention leaves out."""
-        self.sparsity = sparsity
-        """Which weights decoding leaves unread, as ``Model.session`` takes it."""
-        self.table = model.variants.table(self.variant)
-        """What its variant does to the weights; None without one."""
-        self.tape = model.sparsities.tape(model.tape, sparsity)
-        self.state = self._fresh_state()
-        """What its policies keep; None without any."""
-        self._tokens: list[int] = []
-        self.pages: list[NDArray[np.uint8] | None] = []
-        """The cache, PAGE positions a page; None where no policy needs one any more."""
-        self._spare: NDArray[np.uint8] | None = None
-        """One that a rewind has left: to the system, memory that is new can be several tokens' work."""
-        self._page_table = np.zeros(-(-model.context // PAGE), np.int64)
-        self._logits = self._buffer(1)
-        self._running: NDArray[np.uint8] | None = None
-        """What running sums of activation sparsity hold; None: to be computed afresh."""
+        self.sequence = sequence
+        self.variant = variant
         self._generation: Generation | None = None
+        self._logits: NDArray[np.float32] = self._buffer(1)
+
+    def __repr__(self) -> str:
+        return f"<Session of {self.model.package.config.name}: {self.position} of {self.model.context} tokens>"
+
+    @property
+    def attention(self) -> Attention:
+        """What its attention leaves out."""
+        return self.sequence.attention
+
+    @property
+    def sparsity(self) -> str:
+        """Which weights decoding leaves unread, as ``Model.session`` takes it."""
+        return self.sequence.sparsity
+
+    @property
+    def state(self) -> AttentionState | None:
+        """What its attention policies keep; None without any."""
+        return self.sequence.state
+
+    @property
+    def tape(self) -> Tape:
+        """What it runs where one token is decoded."""
+        return self.sequence.tape
 
     @property
     def tokens(self) -> list[int]:
         """The token ids that the cache holds, in order."""
-        return list(self._tokens)
+        return list(self.sequence.tokens)
 
     @property
     def position(self) -> int:
         """How many tokens the cache holds."""
-        return len(self._tokens)
+        return self.sequence.position
 
     def reset(self) -> None:
         """Forgets everything and gives the cache's memory back."""
@@ -74,40 +76,25 @@ class Session:
         """Keeps the first ``n_tokens`` tokens (at most ``position``) and forgets the rest; gives how many of them did
         not have to be computed again: all, but where DeltaLLM has already made runs of what comes back into view.
         """
-        if not 0 <= n_tokens <= len(self._tokens):
-            raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {len(self._tokens)}")
-        kept = self._tokens[:n_tokens]
-        self._running = None
-        if n_tokens and (self.state is None or self.state.rewind(n_tokens)):
-            self._tokens, n_pages = kept, -(-n_tokens // PAGE)
-            self._spare = next((page for page in self.pages[n_pages:] if page is not None), self._spare)
-            del self.pages[n_pages:]
-            return n_tokens
-        self._tokens, self.pages, self._spare = [], [], None
-        self.state = self._fresh_state()
-        if kept:
+        self._end_generation()
+        if not 0 <= n_tokens <= self.position:
+            raise OptionError(f"cannot rewind to {n_tokens} tokens: the session holds {self.position}")
+        kept = self.tokens[:n_tokens]
+        held = self.sequence.rewind(n_tokens)
+        if held < n_tokens:
             self.prefill(kept)
-        return 0
+        return held
 
     def fork(self) -> Session:
-        """A session that holds the same, and goes its own way from here."""
-        other = Session(self.model, self.variant, self.attention, self.sparsity)
-        other.take(self.tokens, [None if page is None else _copy(page) for page in self.pages])
-        if self.state is not None:
-            other.state = self.state.fork(self.position)
-        return other
+        """A session that holds the same, and goes its own way from here; nothing is copied before one of both writes
+        there."""
+        self._end_generation()
+        return Session(self.model, self.sequence.fork(), self.variant)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it all into a file, for ``Model.restore``. Raises EdgerunError."""
-        from edgerun.saved import save
-
-        save(self, path)
-
-    def take(self, tokens: list[int], pages: list[NDArray[np.uint8] | None]) -> None:
-        """Holds these tokens, whose cache pages these are. For ``fork`` and ``Model.restore``; nothing is checked."""
-        self._tokens, self.pages = tokens, pages
-        for i, page in enumerate(pages):
-            self._page_table[i] = 0 if page is None else page.ctypes.data
+        self._end_generation()
+        save(self.sequence, self.variant, self.model.package.config, path)
 
     @property
     def acts_in_decoding(self) -> bool:
@@ -126,8 +113,8 @@ class Session:
 
     @property
     def cache_bytes(self) -> tuple[int, int]:
-        """What the pages of the cache take in memory, and what policies hold beside them."""
-        pages = sum(page.nbytes for page in (*self.pages, self._spare) if page is not None)
+        """What the pages of the cache take in memory, shared ones included, and what policies hold beside them."""
+        pages = sum(page.memory.nbytes for page in self.sequence.pages if page is not None)
         return pages, 0 if self.state is None else self.state.bytes
 
     def use(self, variant: str | os.PathLike[str], *, keep: bool = False) -> None:
@@ -137,11 +124,10 @@ class Session:
         but the new one would have made others. Else the session is empty afterwards.
         """
         wanted = os.fspath(variant)
-        self.table = self.model.variants.table(wanted)
+        table = self.model.variants.table(wanted)
+        self._end_generation()
         self.variant = wanted
-        self._running = None
-        if not keep:
-            self.reset()
+        self.sequence.use(table, keep=keep)
 
     def prefill(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens, in chunks; gives the logits [vocab_size] that follow the last one.
@@ -150,7 +136,8 @@ class Session:
         OptionError for no tokens or a token that is not in the vocabulary.
         """
         ids = self._checked(token_ids)
-        for part in self.parts(len(ids)):
+        self._end_generation()
+        for part in self._parts(len(ids), self.model.tape.max_rows):
             self._run(ids[part], self._logits, int(part.stop == len(ids)))
         row: NDArray[np.float32] = self._logits[0, : self.model.vocab_size]
         return row
@@ -165,9 +152,10 @@ class Session:
         Arrays are valid until the next one is asked for.
         """
         ids = self._checked(token_ids)
+        self._end_generation()
         rows = max(1, min(chunk, self.model.tape.max_rows, len(ids)))
         logits = self._buffer(rows)
-        for part in self.parts(len(ids), rows):
+        for part in self._parts(len(ids), rows):
             n = part.stop - part.start
             self._run(ids[part], logits, n)
             yield logits[:n, : self.model.vocab_size]
@@ -180,114 +168,73 @@ class Session:
         A string is tokenised with the tokenizer's own BOS rule, special tokens read as such. ``changes`` are fields of
         SamplingOptions. Tokens are computed as the Generation is iterated. Raises ContextError, OptionError at once.
         """
-        ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        ids = self.model.encode_prompt(prompt)
         return self._begin(ids, SamplingOptions.merged(options, changes), continuation=True)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], options: SamplingOptions | None = None, **changes: Any
     ) -> Generation:
         """Answers a conversation: mappings with ``role`` and ``content``, written by the model's own chat template."""
-        text = self.model.tokenizer.apply_chat_template(messages)
-        ids = self.model.tokenizer.encode(text, add_bos=False)
+        ids = self.model.encode_messages(messages)
         return self._begin(ids, SamplingOptions.merged(options, changes), continuation=False)
 
     # --- the inside ---------------------------------------------------------------------------------------------------
 
     def _begin(self, ids: list[int], options: SamplingOptions, continuation: bool) -> Generation:
         options.check_vocabulary(self.model.vocab_size)
-        if not ids:
-            raise OptionError("the prompt is empty and this model has no token that begins a text; write something")
-        self._checked(ids, held=0)
-        if self._generation is not None:
-            self._generation.stop()
-        self._generation = Generation(self, ids, options, continuation=continuation)
+        self.model.check_tokens(ids, 0)
+        self._end_generation()
+        model = self.model
+        self._generation = Generation(
+            model.engine, model.tokenizer, self.sequence, ids, options, continuation=continuation
+        )
         return self._generation
 
-    def reuse(self, ids: Sequence[int]) -> int:
-        """Rewinds to the longest prefix that the cache shares with ``ids``, short of its last token; its length."""
-        shared = 0
-        for mine, wanted in zip(self._tokens, ids[: len(ids) - 1], strict=False):
-            if mine != wanted:
-                break
-            shared += 1
-        return self.rewind(shared)
+    def _end_generation(self) -> None:
+        if self._generation is not None:
+            self._generation.withdraw()
+            self._generation = None
 
-    def parts(self, n: int, most: int | None = None) -> Iterator[slice]:
-        """How the next ``n`` tokens are cut into runs, of at most ``most`` tokens. For Generation."""
-        limit = min(self.model.tape.max_rows, most or n)
-        position, start = len(self._tokens), 0
+    def _parts(self, n: int, limit: int) -> Iterator[slice]:
+        """How the next ``n`` tokens are cut into runs of at most ``limit``."""
+        position, start = self.position, 0
         while start < n:
-            room = limit if self.state is None else min(limit, self.state.most_rows(position + start))
-            yield slice(start, min(n, start + room))
-            start += room
+            end = min(n, start + min(limit, self.sequence.most_rows(position + start)))
+            yield slice(start, end)
+            start = end
 
-    def advance(self, ids: Sequence[int], *, more: bool = False) -> NDArray[np.float32]:
-        """Appends tokens that have been checked, one run; logits as ``prefill``, but where ``more`` follow, none that
-        mean anything. For Generation."""
-        self._run(np.array(ids, np.int64), self._logits, 0 if more else 1)
-        row: NDArray[np.float32] = self._logits[0]
-        return row
-
-    def _checked(self, token_ids: Sequence[int], held: int | None = None) -> NDArray[np.int64]:
-        ids = np.asarray(token_ids, np.int64)
-        vocab_size, context = self.model.vocab_size, self.model.context
-        if ids.ndim != 1 or len(ids) == 0:
-            raise OptionError("there are no tokens to run; give at least one")
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            bad = int(ids[(ids < 0) | (ids >= vocab_size)][0])
-            raise OptionError(f"token {bad} is not in the vocabulary: this model's tokens are 0 to {vocab_size - 1}")
-        held = len(self._tokens) if held is None else held
-        if held + len(ids) > context:
-            limit = self.model.package.config.context_length
-            more = f"load it with a larger context (up to {limit})" if context < limit else "shorten the text"
-            after = f" after the {held} in the session" if held else ""
-            raise ContextError(f"{len(ids)} tokens{after} do not fit the context of {context} tokens; {more}")
-        return ids
+    def _checked(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
+        return self.model.check_tokens(token_ids, self.position)
 
     def _run(self, ids: NDArray[np.int64], logits: NDArray[np.float32], n_out: int) -> None:
-        end = len(self._tokens) + len(ids)
+        sequence = self.sequence
+        rows = sequence.begin(ids, n_out, decodes=len(ids) == 1)
         try:
-            while len(self.pages) * PAGE < end:
-                page = aligned(self.model.tape.page_bytes) if self._spare is None else self._spare
-                self._spare = None
-                self._page_table[len(self.pages)] = page.ctypes.data
-                self.pages.append(page)
-            if self.state is not None:
-                self.state.before(len(self._tokens), len(ids))
-            if len(ids) > 1:
-                self._running = None  # several tokens change more than is worth sending
-            elif self._running is None and self.tape.state_bytes:
-                self._running = aligned(self.tape.state_bytes)
-        except MemoryError as error:
-            raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
-        records = None if self.state is None else self.state.records
-        try:
-            position = len(self._tokens)
-            variant = None if self.table is None else self.table.sites
-            rows = Rows(ids, position, self._page_table, n_out, records, variant, decodes=len(ids) == 1)
-            self.model.run([rows], logits, self.tape, self._running)
+            self.model.runner.run([rows], logits, sequence.tape, sequence.running)
         except BaseException:  # ctrl-C: what the policies have begun is taken back
-            self._running = None
-            if self.state is not None:
-                self.state.cancel(len(self._tokens))
+            sequence.undone()
             raise
-        if self.state is not None:
-            self.state.after(len(self._tokens), len(ids))
-            for i in range(self.state.first_needed // PAGE):
-                self.pages[i] = None
-        self._tokens.extend(ids.tolist())
-
-    def _fresh_state(self) -> AttentionState | None:
-        if self.attention.deltallm is None and self.attention.delta is None:
-            return None
-        return AttentionState(self.model.heads, self.attention)
+        sequence.done(ids.tolist())
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:
         stride = self.model.tape.logits_stride
         return aligned(4 * rows * stride).view(np.float32).reshape(rows, stride)
 
 
-def _copy(page: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    copy = aligned(page.nbytes)
-    copy[:] = page
-    return copy
+def check_tokens(
+    token_ids: Sequence[int], held: int, vocab_size: int, context: int, largest_context: int
+) -> NDArray[np.int64]:
+    """The tokens as int64, which follow ``held`` others. Raises OptionError for none, or one that is not in the
+    vocabulary, ContextError where they do not fit."""
+    ids = np.asarray(token_ids, np.int64)
+    if ids.ndim != 1 or len(ids) == 0:
+        raise OptionError("there are no tokens to run; give at least one")
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        bad = int(ids[(ids < 0) | (ids >= vocab_size)][0])
+        raise OptionError(f"token {bad} is not in the vocabulary: this model's tokens are 0 to {vocab_size - 1}")
+    if held + len(ids) > context:
+        fits = context < largest_context
+        more = f"load it with a larger context (up to {largest_context})" if fits else "shorten the text"
+        after = f" after the {held} in the session" if held else ""
+        raise ContextError(f"{len(ids)} tokens{after} do not fit the context of {context} tokens; {more}")
+    return ids

@@ -62,7 +62,7 @@ class Capture:
         op = self._ops[layer]
         first, size, dim = int(op[Field.LAYER]), int(op[Field.KV_HEAD_BYTES]), int(op[Field.HEAD_DIM])
         heads = int(op[Field.N_KV_HEADS])
-        pages = [page for page in self._session.pages if page is not None]  # exact attention needs all
+        pages = [page.memory for page in self._session.sequence.pages if page is not None]  # exact attention needs all
         layers = (page[first : first + heads * size].reshape(heads, size) for page in pages)
         parts = [unpack_page(self._cache, layer, dim) for layer in layers]
         keys, values = (np.concatenate(part, axis=1)[:, : self.n_tokens] for part in zip(*parts, strict=True))

@@ -37,7 +37,7 @@ class Reference:
 
     def __init__(self, model: Model, tokens: Sequence[int], first: int, *, one_by_one: bool) -> None:
         self._model, self._tokens, self._first = model, list(tokens), first
-        self._prefix = self._begun(Session(model))
+        self._prefix = self._begun(model.open_session())
         self._chunk = 1 if one_by_one else CHUNK
         self._step = max(1, math.ceil((len(tokens) - 1 - first) * model.vocab_size * 4 / _MOST_BYTES))
         self._logits = np.concatenate([rows.copy() for rows in self._rows(self._after_prefix(Attention()))])
@@ -49,7 +49,7 @@ class Reference:
         if attention.deltallm is None:  # DELTA, which does nothing before the first token is decoded
             session = self._after_prefix(attention)
         else:
-            session = self._begun(Session(self._model, attention=attention))
+            session = self._begun(self._model.open_session(attention=attention))
         before = session.attended
         kl, perplexity = self._compare(self._rows(session))
         kept, left = session.runs
@@ -58,8 +58,8 @@ class Reference:
 
     def _after_prefix(self, attention: Attention) -> Session:
         """A policy from ``first`` on; what is before is exact, and shared by all of these."""
-        session = Session(self._model, attention=attention)
-        session.take(self._prefix.tokens, list(self._prefix.pages))
+        session = self._model.open_session(attention=attention)
+        session.sequence.share(self._prefix.sequence)
         return session
 
     def _begun(self, session: Session) -> Session:

@@ -80,8 +80,8 @@ def _report(model: Model, name: str, generation: Generation, pieces: list[Piece]
     timings = generation.timings
     report: dict[str, Any] = {
         "model": name,
-        "variant": generation.session.variant,
-        "sparsity": generation.session.sparsity,
+        "variant": model.variant,
+        "sparsity": generation.sequence.sparsity,
         "text": generation.text,
         "finish_reason": generation.finish_reason,
         "token_ids": list(generation.token_ids),

@@ -213,7 +213,7 @@ class _Text:
     def _log_p(self, chosen: Sequence[Chosen]) -> tuple[Array, Tape, Array]:
         """Of each decoded token [tokens, vocab_size], the tape that ran, and the columns each read [tokens, ops]."""
         session = self.model.session("none", sparsity="none")
-        session.tape = with_columns(self.model.tape, chosen, self.model.threads)
+        session.sequence.tape = with_columns(self.model.tape, chosen, self.model.threads)
         session.prefill(self.tokens[: self.first])
         measured = np.zeros((2, len(session.tape.ops)), np.int64)
         self.model.profile = measured

@@ -71,6 +71,7 @@ def variant_table(tape: Tape, terms: Sequence[WeightedVariant], key: tuple[objec
     for index, site in enumerate(tape.sites):
         if site.kind == "bias":
             continue
+        entry: NDArray[Any] | None
         if site.vector is not None:
             change = _vector_change(site, terms)
             entry = None if change is None else (site.vector + change).astype(np.float32)

@@ -1,7 +1,8 @@
 """The thread team: persistent workers that run a tape together with the calling thread.
 
 The compiled half (``team_loop.py``) spins, yields and parks; this half owns the threads and the semaphores on which
-parked workers sleep, and says how many threads a job takes. One job at a time: callers take turns.
+parked workers sleep, and says how many threads a job takes. One job at a time: callers take turns. All models of a
+process have one team (``join_team``), so that they do not run beside each other on the same processors.
 """
 
 import ctypes
@@ -33,22 +34,37 @@ class Team:
     def _start(self) -> None:
         """Sets up a fresh control block and starts the workers (again in a forked child, where threads do not live)."""
         self._pid = os.getpid()
-        self._block = aligned(Control.WORKERS + Control.WORKER_STRIDE * self.n_threads)
+        self._block = aligned(Control.WORKERS + Control.WORKER_STRIDE * MAX_THREADS)
         self._address = int(self._block.ctypes.data)
         self.barrier = self._address + Control.BARRIER
         self._width = Width(self.n_threads)
-        self._wake = [threading.Semaphore(0) for _ in range(self.n_threads)]
-        for tid in range(1, self.n_threads):
+        self._wake = [threading.Semaphore(0)]
+        self._start_workers()
+
+    def _start_workers(self) -> None:
+        while len(self._wake) < self.n_threads:
+            tid = len(self._wake)
+            self._wake.append(threading.Semaphore(0))
             args = (self.kernels, self._block, self._wake[tid], tid)
             threading.Thread(target=_work, args=args, name=f"edgerun-{tid}", daemon=True).start()
 
-    def run(self, tape: int, n_ops: int, run: int, *, all_threads: bool = False) -> None:
+    def grow(self, n_threads: int) -> None:
+        """Has at least so many threads from now on; none where it is closed."""
+        with self._lock:
+            if n_threads > self.n_threads and not self._closed:
+                self.n_threads = n_threads
+                if os.getpid() == self._pid:
+                    self._start_workers()
+
+    def run(self, tape: int, n_ops: int, run: int, *, width: Width | None = None, all_threads: bool = False) -> None:
         """Runs ``n_ops`` records at address ``tape`` for the run record at address ``run``; returns when all is done.
 
-        One row takes as many threads as ``Width`` says, several take all. all_threads: so does one row; for the parts
-        of a tape, since a thread finds in a later one what it has made for itself in an earlier one. Sets the run
-        record's barrier field. Thread-safe. The memory must stay alive until the call returns.
+        width: of the caller, at most as wide as the team; by default one for all of it. One row takes as many threads
+        as it says now, several take its most. all_threads: so does one row; for the parts of a tape, since a thread
+        finds in a later one what it has made for itself in an earlier one. Sets the run record's barrier field.
+        Thread-safe. The memory must stay alive until the call returns.
         """
+        width = width or self._width
         if os.getpid() != self._pid:  # another thread of the parent may have held the lock when it forked
             self._lock = threading.Lock()
             self._start()
@@ -57,7 +73,7 @@ class Team:
                 raise RuntimeError("the thread team is closed")
             ctypes.c_int64.from_address(run + 8 * Run.BARRIER).value = self.barrier
             one_row = ctypes.c_int64.from_address(run + 8 * Run.N_ROWS).value == 1 and not all_threads
-            n_threads = self._width.now if one_row else self.n_threads
+            n_threads = width.now if one_row else width.most
             stalled = self._field(Control.STALLED)
             stalled.value = self._field(Control.DISTRUST).value = 0
             start = perf_counter()
@@ -70,7 +86,7 @@ class Team:
                     self._finish()
                 raise
             if one_row:
-                self._width.ran(perf_counter() - start, stalled.value == 1)
+                width.ran(perf_counter() - start, stalled.value == 1)
 
     def _field(self, offset: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self._address + offset)
@@ -91,6 +107,30 @@ class Team:
             if not self._closed and os.getpid() == self._pid:
                 self._release(self.kernels.team_stop(self._address, self.n_threads))
             self._closed = True
+
+
+_joined: dict[Kernels, tuple[Team, int]] = {}
+_joining = threading.Lock()
+
+
+def join_team(kernels: Kernels, n_threads: int) -> Team:
+    """The team of this process, with at least ``n_threads`` threads; ``leave_team`` when it is needed no more."""
+    with _joining:
+        team, members = _joined.get(kernels) or (Team(kernels, n_threads), 0)
+        team.grow(n_threads)
+        _joined[kernels] = team, members + 1
+        return team
+
+
+def leave_team(team: Team) -> None:
+    """Ends the team where nobody else has joined it."""
+    with _joining:
+        _, members = _joined[team.kernels]
+        if members > 1:
+            _joined[team.kernels] = team, members - 1
+        else:
+            del _joined[team.kernels]
+            team.close()
 
 
 def _work(kernels: Kernels, block: Any, wake: threading.Semaphore, tid: int) -> None:

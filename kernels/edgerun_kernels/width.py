@@ -37,10 +37,10 @@ class Trials:
 
 
 class Width:
-    """``now``: the number of threads for the next run, 1 to ``most``; it starts there."""
+    """``now``: the number of threads for the next run of one row, 1 to ``most``; it starts there."""
 
     def __init__(self, most: int) -> None:
-        self.now = self._kept = self._most = most
+        self.now = self._kept = self.most = most
         self._seconds = 0.0  # of the last run with as many as are kept
         self._good, self._recent = 0, 0  # the second: which of the last runs stalled, in bits
         self._fewer, self._more = Trials(LONGEST_FEWER), Trials(LONGEST_MORE)
@@ -54,7 +54,7 @@ class Width:
             more, fewer = self._more.due(), self._fewer.due()
             if stalled and self._recent.bit_count() >= STALLS and fewer and self.now > 1:
                 self.now -= 1
-            elif more and self.now < self._most:
+            elif more and self.now < self.most:
                 self.now += 1
         elif self.now < self._kept:
             if stalled and seconds < 2 * self._seconds:  # on down: several processors may be busy

@@ -127,7 +127,7 @@ def test_an_interrupted_run_is_taken_back(
     session, other = (model.session(attention=policy) for _ in range(2))
     session.prefill(TOKENS[:512])
     other.prefill(TOKENS[:512])
-    run = model.run
+    run = model.runner.run
 
     def interrupted(*arguments: object) -> None:
         if ran:
@@ -135,7 +135,7 @@ def test_an_interrupted_run_is_taken_back(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "run", interrupted)
+        patch.setattr(model.runner, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.decode(TOKENS[0])
     assert session.runs == other.runs

@@ -50,7 +50,7 @@ def test_fewer_threads_from_run_to_run_give_the_same_bits(package: Path, monkeyp
     got = []
     for widths in ([8], [8, 1, 5, 2, 7, 3]):
         with Model(package, threads=8) as model:
-            monkeypatch.setattr(model._team, "_width", Widths(widths))
+            monkeypatch.setattr(model.runner, "_width", Widths(widths))
             session = model.session()
             session.prefill(TOKENS)
             got.append(np.stack([session.decode(token).copy() for token in TOKENS[:20]]))
@@ -62,7 +62,7 @@ class Widths(Width):
 
     def __init__(self, widths: list[int]) -> None:
         self._widths = itertools.cycle(widths)
-        self.now = next(self._widths)
+        self.now, self.most = next(self._widths), 8
 
     def ran(self, seconds: float, stalled: bool) -> None:
         self.now = next(self._widths)

@@ -91,7 +91,7 @@ def test_weights_of_zero_and_none_are_the_base(package: Path, files: dict[str, P
         wanted = logits(model)
         for spec in ("none", f"{files['a']}:0", f"{files['a']}:0+none"):
             np.testing.assert_array_equal(logits(model, spec), wanted)
-            assert model.session(spec).table is None
+            assert model.session(spec).sequence.table is None
 
 
 def test_one_term_alone_is_the_variant(package: Path, files: dict[str, Path]) -> None:
@@ -157,7 +157,7 @@ def test_rewinding_works_as_without(package: Path, files: dict[str, Path]) -> No
 def test_a_model_has_a_default(package: Path, files: dict[str, Path]) -> None:
     with Model(package, variant=files["a"]) as model:
         assert model.session().variant == str(files["a"])
-        assert model.session("none").table is None
+        assert model.session("none").sequence.table is None
     with pytest.raises(VariantError, match="no such variant"):
         Model(package, variant="nonsense")
 

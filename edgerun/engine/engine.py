@@ -1,0 +1,290 @@
+"""The engine: requests of one model, decoded together, whoever waits for them.
+
+There is no thread of its own as long as callers wait for their own text: whoever wants a token and finds nobody at
+work makes the next *step* for all requests, and the others find what came of it. A caller alone so pays for nothing;
+asyncio's callers are served by one thread for all of them.
+
+A step is one run: a row of every request that decodes, and pieces of prompts beside them, as many as keep the others
+waiting no longer than ``PATIENCE`` says. Bits do not depend on company (see ``edgerun_kernels.attention``), so neither
+does any text. Requests with activation sparsity decode in runs of their own: each reads its own columns, and a run
+together would read no less.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence as Several
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.engine.batch import Rows
+from edgerun.engine.runner import Runner
+from edgerun.engine.sequence import Sequence
+from edgerun.errors import CacheFullError, EdgerunError
+from edgerun_kernels.memory import aligned
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future
+
+PATIENCE = 2.0
+"""How many times as long a step may take that reads a prompt beside decoding requests as one that does not."""
+LEAST_ROWS = 8
+"""Rows of a prompt that such a step reads at least."""
+
+
+class Request(Protocol):
+    """What the engine needs of a request; see ``edgerun.generate.Generation``.
+
+    sequence: what it runs on. wanted: the tokens to run next: the rest of the prompt, or the last one chosen; empty
+    once it has ended. decoding: whether its prompt has been read. waiting: whether what it has made has all been taken.
+    priority: higher ones are served first. ended: whether nothing more will come.
+    """
+
+    sequence: Sequence
+    priority: int
+
+    @property
+    def wanted(self) -> list[int]: ...
+    @property
+    def decoding(self) -> bool: ...
+    @property
+    def waiting(self) -> bool: ...
+    @property
+    def ended(self) -> bool: ...
+
+    def start(self) -> None:
+        """Before its first step."""
+
+    def ran(self, n: int, logits: NDArray[np.float32] | None, seconds: float) -> None:
+        """So many of the wanted tokens have run, in a step of so many seconds; logits after the last, if it was."""
+
+    def fail(self, error: Exception) -> None:
+        """It cannot go on."""
+
+    def preempt(self) -> None:
+        """Its sequence has been emptied for others' sake: everything is wanted again."""
+
+    def close(self) -> None:
+        """It has ended: gives its sequence back, and raises what made it fail."""
+
+
+class Engine:
+    """Steps of all requests of one model. Thread-safe."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.kernels, self.vocab_size = runner.kernels, runner.tape.vocab_size
+        self._changed = threading.Condition()
+        self._known: list[weakref.ref[Request]] = []  # who drops a request unfinished wants no more of it
+        self._running: list[Request] = []  # in the step that goes on
+        self._stepping = False
+        self._logits = self._buffer(1)
+        self._decode_s = self._row_s = 0.0  # of a step that only decodes; of a row of a prompt
+        self._waiters: dict[Request, list[tuple[AbstractEventLoop, Future[None]]]] = {}
+        self._driver: threading.Thread | None = None
+
+    # --- callers --------------------------------------------------------------------------------------------------
+
+    def advance(self, request: Request) -> None:
+        """Returns once a request has made something or has ended; makes steps until then, or waits for who does."""
+        while request.waiting and not request.ended:
+            with self._changed:
+                self._join(request)
+                if self._stepping:
+                    self._changed.wait()
+                    continue
+                self._stepping = True
+            self._lead()
+
+    def _requests(self) -> list[Request]:
+        return [request for request in (known() for known in self._known) if request is not None]
+
+    def step_with(self, requests: Several[Request]) -> None:
+        """Makes one step for these requests and all others, or waits for one that somebody makes."""
+        with self._changed:
+            for request in requests:
+                self._join(request)
+            if self._stepping:
+                self._changed.wait()
+                return
+            self._stepping = True
+        self._lead()
+
+    def _join(self, request: Request) -> None:
+        if request not in self._requests():
+            self._known.append(weakref.ref(request))
+
+    def _lead(self) -> None:
+        """One step; the caller has said that it makes it."""
+        try:
+            self._step()
+        finally:
+            with self._changed:
+                self._running = []
+                self._stepping = False
+                self._known = [weakref.ref(request) for request in self._requests() if not request.ended]
+                self._wake()
+                self._changed.notify_all()
+
+    def withdraw(self, request: Request) -> None:
+        """Takes a request out; returns when no step runs it any more, so that its sequence is its owner's alone."""
+        with self._changed:
+            while request in self._running:
+                self._changed.wait()
+            self._known = [weakref.ref(other) for other in self._requests() if other is not request]
+            self._wake()
+            self._changed.notify_all()
+
+    def wait_for(self, request: Request, loop: AbstractEventLoop) -> Future[None]:
+        """What an event loop may await until a request has made something or has ended."""
+        future = loop.create_future()
+        with self._changed:
+            self._waiters.setdefault(request, []).append((loop, future))
+            self._join(request)
+            if self._driver is None or not self._driver.is_alive():
+                self._driver = threading.Thread(target=self._drive, name="edgerun-engine", daemon=True)
+                self._driver.start()
+            self._wake()
+            self._changed.notify_all()
+        return future
+
+    def _drive(self) -> None:
+        """Makes steps while an event loop waits; ends when none has for a while."""
+        while True:
+            with self._changed:
+                if not self._waiters and not self._changed.wait_for(lambda: bool(self._waiters), 10.0):
+                    self._driver = None
+                    return
+                if self._stepping:
+                    self._changed.wait()
+                    continue
+                self._stepping = True
+            try:
+                self._lead()
+            except Exception as error:
+                with self._changed:
+                    for request in list(self._waiters):
+                        request.fail(error)
+                    self._wake()
+
+    def _wake(self) -> None:
+        """Tells event loops what they wait for; with the lock held."""
+        known = self._requests()
+        for request in [r for r in self._waiters if r.ended or not r.waiting or r not in known]:
+            for loop, future in self._waiters.pop(request):
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(_resolve, future)
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        with self._changed:
+            ready = [request for request in self._requests() if request.waiting and not request.ended]
+            ready.sort(key=lambda request: -request.priority)  # among equals, who came first
+            self._running = ready
+        for request in ready:
+            request.start()
+        decoding = [request for request in ready if request.decoding and not request.ended]
+        together = [request for request in decoding if not request.sequence.sparse]
+        reading = [request for request in ready if not request.decoding and not request.ended]
+        start = perf_counter()
+        most = self.runner.tape.max_rows
+        plan: list[tuple[Request, int]] = [(request, 1) for request in together[:most]]
+        plan += self._prompts(reading, most - len(plan), len(decoding))
+        if plan:
+            self._run_together(plan, start, bool(reading))
+        for request in decoding:
+            if request.sequence.sparse:
+                self._run([(request, 1)], perf_counter())
+
+    def _prompts(self, reading: list[Request], room: int, n_decoding: int) -> list[tuple[Request, int]]:
+        """Which prompts this step reads, and how much of each."""
+        if n_decoding and self._row_s:
+            room = min(room, max(LEAST_ROWS, int((PATIENCE - 1) * self._decode_s / self._row_s)))
+        plan = []
+        for request in reading:
+            n = min(len(request.wanted), room, request.sequence.most_rows(request.sequence.position))
+            if n <= 0:
+                break
+            plan.append((request, n))
+            room -= n
+        return plan
+
+    def _run_together(self, plan: list[tuple[Request, int]], start: float, reads: bool) -> None:
+        n_prompt = sum(n for request, n in plan if not request.decoding)
+        n_decoding = sum(request.decoding for request, _ in plan)
+        self._run(plan, start)
+        seconds = perf_counter() - start
+        if not n_prompt:
+            self._decode_s = seconds if not self._decode_s else 0.8 * self._decode_s + 0.2 * seconds
+        elif n_prompt >= 2 * LEAST_ROWS:
+            rest = seconds - (self._decode_s if n_decoding else 0.0)
+            row = max(rest, 0.1 * seconds) / n_prompt
+            self._row_s = row if not self._row_s else 0.8 * self._row_s + 0.2 * row
+
+    def _run(self, plan: list[tuple[Request, int]], start: float) -> None:
+        """Runs some of the wanted tokens of every request."""
+        batch: list[Rows] = []
+        parts: list[tuple[Request, list[int], bool]] = []
+        for request, n in plan:
+            wanted = request.wanted
+            part, out = wanted[:n], n == len(wanted)
+            rows = self._begin(request, part, out, [r for r, _, _ in parts])
+            if rows is not None:
+                batch.append(rows)
+                parts.append((request, part, out))
+        if not batch:
+            return
+        n_out = sum(out for _, _, out in parts)
+        if n_out > len(self._logits):
+            self._logits = self._buffer(max(n_out, 2 * len(self._logits)))
+        first = parts[0][0].sequence
+        alone = len(parts) == 1 and first.sparse and parts[0][0].decoding
+        try:
+            if alone:
+                self.runner.run(batch, self._logits, first.tape, first.running)
+            else:
+                self.runner.run(batch, self._logits)
+        except BaseException:  # ctrl-C, in whoever makes this step: the requests stay as they were
+            for request, _, _ in parts:
+                request.sequence.undone()
+            raise
+        at = 0
+        for request, part, out in parts:
+            request.sequence.done(part)
+            request.ran(len(part), self._logits[at] if out else None, perf_counter() - start)
+            at += out
+
+    def _begin(self, request: Request, part: list[int], out: bool, running: list[Request]) -> Rows | None:
+        """Room for the tokens; where the cache is full, a request of lower rank that is in no run starts again later.
+        None where this one has to."""
+        while True:
+            try:
+                return request.sequence.begin(np.array(part, np.int64), int(out), request.decoding)
+            except CacheFullError as error:
+                others = [r for r in self._requests() if r not in running and r is not request and r.sequence.pages]
+                if others:
+                    victim = min(reversed(others), key=lambda r: r.priority)
+                    victim.sequence.rewind(0)
+                    victim.preempt()
+                elif running:
+                    return None  # until those have ended
+                else:
+                    request.fail(error)
+                    return None
+            except EdgerunError as error:
+                request.fail(error)
+                return None
+
+    def _buffer(self, rows: int) -> NDArray[np.float32]:
+        stride = self.runner.tape.logits_stride
+        return aligned(4 * rows * stride).view(np.float32).reshape(rows, stride)
+
+
+def _resolve(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,92 @@
+"""Runs of a tape: the team, the arena, and the tables that all sequences of a model share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerun.engine.batch import Rows, run_record
+from edgerun.errors import EdgerunError
+from edgerun.lowering.tape import Tape
+from edgerun.rope import RotaryTable
+from edgerun_kernels.load import Kernels
+from edgerun_kernels.memory import aligned
+from edgerun_kernels.record import WINDOW_BYTES, Run
+from edgerun_kernels.team import join_team, leave_team
+from edgerun_kernels.width import Width
+
+
+class Runner:
+    """What a model runs with. Thread-safe: runs take turns.
+
+    profile: where every run of a tape with n_ops ops adds, int64 [2, n_ops], the ticks that each took, and the columns
+    that it read where it leaves out some; None: nothing is measured. stops: what every run calls, with its run record,
+    before the op of that index, while no thread computes; for calibration, which reads there what the arena holds.
+    """
+
+    def __init__(self, tape: Tape, kernels: Kernels, threads: int) -> None:
+        self.tape, self.kernels = tape, kernels
+        self.profile: NDArray[np.int64] | None = None
+        self.stops: dict[int, Callable[[NDArray[np.int64]], None]] = {}
+        self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
+        self._rope = RotaryTable(tape.inv_freq)
+        self._turn = threading.Lock()
+        self._team, self._width = join_team(kernels, threads), Width(threads)
+        self._closed = False
+
+    def run(
+        self,
+        batch: Sequence[Rows],
+        logits: NDArray[np.float32],
+        tape: Tape | None = None,
+        running: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """One run of the tape over rows of one or several sequences, at most tape.max_rows together.
+
+        logits: [>= sum of n_out, tape.logits_stride], written for the wanted rows, in their order. tape: the
+        sequence's own. running: its running sums of activation sparsity, the tape's state_bytes, where one token runs.
+        Raises EdgerunError once it is closed. Nothing else is checked here.
+        """
+        tape = tape or self.tape
+        ops = tape.ops
+        with self._turn:
+            if self._closed:
+                raise EdgerunError("the model is closed; load it again")
+            self._rope.reach(max(rows.position + len(rows.tokens) for rows in batch))
+            if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
+                self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
+            record, kept = run_record(batch)
+            record[Run.ARENA] = self._arena.ctypes.data
+            record[Run.LOGITS] = logits.ctypes.data
+            record[Run.COS] = self._rope.cos.ctypes.data
+            record[Run.SIN] = self._rope.sin.ctypes.data
+            record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
+            if self.profile is not None and self.profile.shape[1] == len(ops):
+                record[Run.PROFILE] = self.profile.ctypes.data
+            start = 0
+            for stop in (*sorted(self.stops), len(ops)):
+                self._team.run(
+                    int(ops[start:].ctypes.data),
+                    stop - start,
+                    int(record.ctypes.data),
+                    width=self._width,
+                    all_threads=bool(self.stops),
+                )
+                if stop < len(ops):
+                    self.stops[stop](record)
+                start = stop
+            del kept
+
+    def close(self) -> None:
+        """Ends the threads, where no other model runs with them. Idempotent."""
+        with self._turn:
+            closed, self._closed = self._closed, True
+        if not closed:
+            leave_team(self._team)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_width"):
+            self.close()
