@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgerun.errors import (
+    CacheFullError,
     CheckpointError,
     ContextError,
     EdgerunError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheFullError",
     "CheckpointError",
     "ContextError",
     "EdgerunError",

@@ -178,8 +178,8 @@ class Generation(Iterator[Piece]):
         self._started, self._start = True, perf_counter()
         self.timings.cached_tokens = self.sequence.reuse(self.prompt)
 
-    def ran(self, n: int, logits: NDArray[np.float32] | None, seconds: float) -> None:
-        """After a step of so many seconds, in which ``n`` of its tokens ran; logits: after the last of them."""
+    def ran(self, logits: NDArray[np.float32] | None, seconds: float) -> None:
+        """After a step of so many seconds; logits: after the last wanted token, if that has run."""
         if logits is None:
             return
         if not self.token_ids:
@@ -231,7 +231,7 @@ class Generation(Iterator[Piece]):
             sibling.sequence = self.sequence.fork()
             sibling._started, sibling._start = True, self._start
             sibling.timings.cached_tokens = len(self.prompt)
-            sibling.ran(0, logits, 0.0)
+            sibling.ran(logits, 0.0)
         self._siblings = []
 
     def _look_for_stop(self) -> bool:
@@ -256,6 +256,3 @@ class Generation(Iterator[Piece]):
         self.sequence.release()
         if self._error is not None:
             raise self._error
-
-    def preempt(self) -> None:
-        """Its sequence has been emptied for others' sake; what it holds is computed again."""

@@ -208,13 +208,14 @@ class Session:
 
     def _run(self, ids: NDArray[np.int64], logits: NDArray[np.float32], n_out: int) -> None:
         sequence = self.sequence
-        rows = sequence.begin(ids, n_out, decodes=len(ids) == 1)
+        tokens = ids.tolist()
+        rows = sequence.begin(tokens, n_out, decodes=len(tokens) == 1)
         try:
             self.model.runner.run([rows], logits, sequence.tape, sequence.running)
         except BaseException:  # ctrl-C: what the policies have begun is taken back
             sequence.undone()
             raise
-        sequence.done(ids.tolist())
+        sequence.done(tokens)
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:
         stride = self.model.tape.logits_stride

@@ -56,6 +56,7 @@ class AttentionState:
         raw = aligned(8 * n * LayerState.COUNT).view(np.int64)
         self.records = raw.reshape(n, LayerState.COUNT)
         """int64 [n_layers, LayerState.COUNT], for a sequence's record."""
+        self.address = int(raw.ctypes.data)
         self.records[:, LayerState.MODE] = np.where(self._sparse, Mode.PAGES, np.where(has_runs, Mode.RUNS, Mode.ALL))
         if delta is not None:
             self.records[list(delta.select), LayerState.EXPORT] = 1

@@ -3,54 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Several
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import Run, Sequence
 
 
 class Rows(NamedTuple):
     """Tokens of one sequence that follow each other, in a run.
 
-    tokens: int64 [n], each below the vocabulary's size. position: of the first. pages: int64, the addresses of the
-    sequence's cache pages, enough for all positions. n_out: how many of the last tokens' logits are wanted. attention:
-    int64 [n_layers, LayerState.COUNT] of its policies, or None. variant: int64 [sites], see ``VariantTable``, or None.
-    decodes: whether it is one token that policies of decoding (DELTA) apply to.
+    tokens: each below the vocabulary's size. position: of the first. n_out: how many of the last tokens' logits are
+    wanted. decodes: whether it is one token that policies of decoding (DELTA) apply to. The others are addresses, which
+    must stay good until the run is over: pages: of int64, the addresses of the sequence's cache pages, enough for all
+    positions; attention: of int64 [n_layers, LayerState.COUNT], of its policies, or 0; variant: of int64 [sites], see
+    ``VariantTable``, or 0.
     """
 
-    tokens: NDArray[np.int64]
+    tokens: Several[int]
     position: int
-    pages: NDArray[np.int64]
     n_out: int
-    attention: NDArray[np.int64] | None = None
-    variant: NDArray[np.int64] | None = None
-    decodes: bool = False
+    decodes: bool
+    pages: int
+    attention: int = 0
+    variant: int = 0
 
 
-def run_record(batch: Several[Rows]) -> tuple[NDArray[np.int64], list[Any]]:
-    """The run record of a batch, int64 [Run.COUNT], without what belongs to the model; and what must stay alive while
-    it is used."""
-    record = np.zeros(Run.COUNT, np.int64)
-    sequences = np.zeros((len(batch), Sequence.COUNT), np.int64)
-    first = first_out = 0
-    for rows, sequence in zip(batch, sequences, strict=True):
-        sequence[Sequence.FIRST_ROW], sequence[Sequence.N_ROWS] = first, len(rows.tokens)
-        sequence[Sequence.POSITION] = rows.position
-        sequence[Sequence.PAGES] = rows.pages.ctypes.data
-        if rows.attention is not None:
-            sequence[Sequence.ATTENTION] = rows.attention.ctypes.data
-        if rows.variant is not None:
-            sequence[Sequence.VARIANT] = rows.variant.ctypes.data
-        sequence[Sequence.DECODES] = rows.decodes
-        sequence[Sequence.FIRST_OUT], sequence[Sequence.N_OUT] = first_out, rows.n_out
-        first, first_out = first + len(rows.tokens), first_out + rows.n_out
-    tokens = batch[0].tokens if len(batch) == 1 else np.concatenate([rows.tokens for rows in batch])
-    record[Run.N_ROWS], record[Run.N_OUT] = first, first_out
-    record[Run.POSITION] = batch[0].position
-    record[Run.TOKENS] = tokens.ctypes.data
-    record[Run.SEQUENCES], record[Run.N_SEQUENCES] = sequences.ctypes.data, len(batch)
-    record[Run.POLICIES] = any(rows.attention is not None for rows in batch)
-    record[Run.VARIANTS] = any(rows.variant is not None for rows in batch)
-    return record, [tokens, sequences]
+class RunRecord:
+    """The record of one run after the other. address: of int64 [Run.COUNT]."""
+
+    def __init__(self, max_rows: int) -> None:
+        raw = aligned(8 * (Run.COUNT + Sequence.COUNT * max_rows + max_rows)).view(np.int64)
+        self.fields: NDArray[np.int64] = raw[: Run.COUNT]
+        self._tokens = raw[Run.COUNT : Run.COUNT + max_rows]
+        self._sequences = raw[Run.COUNT + max_rows :].reshape(max_rows, Sequence.COUNT)
+        self.address = int(raw.ctypes.data)
+        self.fields[Run.TOKENS] = self._tokens.ctypes.data
+        self.fields[Run.SEQUENCES] = self._sequences.ctypes.data
+
+    def fill(self, batch: Several[Rows]) -> None:
+        """Writes what a batch says; what belongs to the model stays as it is."""
+        first = first_out = policies = variants = 0
+        table = []
+        for rows in batch:
+            n = len(rows.tokens)
+            self._tokens[first : first + n] = rows.tokens
+            table.append(
+                (first, n, rows.position, rows.pages, rows.attention, rows.variant, rows.decodes, first_out, rows.n_out)
+            )
+            first, first_out = first + n, first_out + rows.n_out
+            policies |= rows.attention
+            variants |= rows.variant
+        self._sequences[: len(table), : len(table[0])] = table
+        fields = self.fields
+        fields[Run.N_ROWS], fields[Run.N_OUT], fields[Run.N_SEQUENCES] = first, first_out, len(table)
+        fields[Run.POSITION] = batch[0].position
+        fields[Run.POLICIES], fields[Run.VARIANTS] = policies != 0, variants != 0

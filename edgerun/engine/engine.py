@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Sequence as Several
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,22 @@ LEAST_ROWS = 8
 """Rows of a prompt that such a step reads at least."""
 
 
+class Part(NamedTuple):
+    """What a run takes of a request. tokens: the first of those that it wants. out: whether they are all. decodes:
+    whether it is a token that was chosen."""
+
+    request: Request
+    tokens: list[int]
+    out: bool
+    decodes: bool
+
+
 class Request(Protocol):
     """What the engine needs of a request; see ``edgerun.generate.Generation``.
 
     sequence: what it runs on. wanted: the tokens to run next: the rest of the prompt, or the last one chosen; empty
     once it has ended. decoding: whether its prompt has been read. waiting: whether what it has made has all been taken.
+    What it wants may grow again: where memory is short, others' sequences are emptied.
     priority: higher ones are served first. ended: whether nothing more will come.
     """
 
@@ -59,14 +70,11 @@ class Request(Protocol):
     def start(self) -> None:
         """Before its first step."""
 
-    def ran(self, n: int, logits: NDArray[np.float32] | None, seconds: float) -> None:
-        """So many of the wanted tokens have run, in a step of so many seconds; logits after the last, if it was."""
+    def ran(self, logits: NDArray[np.float32] | None, seconds: float) -> None:
+        """Wanted tokens have run, in a step of so many seconds; logits after the last, if it was among them."""
 
     def fail(self, error: Exception) -> None:
         """It cannot go on."""
-
-    def preempt(self) -> None:
-        """Its sequence has been emptied for others' sake: everything is wanted again."""
 
     def close(self) -> None:
         """It has ended: gives its sequence back, and raises what made it fail."""
@@ -184,93 +192,103 @@ class Engine:
     def _step(self) -> None:
         with self._changed:
             ready = [request for request in self._requests() if request.waiting and not request.ended]
-            ready.sort(key=lambda request: -request.priority)  # among equals, who came first
+            if len(ready) > 1:
+                ready.sort(key=lambda request: -request.priority)  # among equals, who came first
             self._running = ready
+        together: list[Part] = []
+        alone: list[Part] = []
+        reading: list[Request] = []
         for request in ready:
             request.start()
-        decoding = [request for request in ready if request.decoding and not request.ended]
-        together = [request for request in decoding if not request.sequence.sparse]
-        reading = [request for request in ready if not request.decoding and not request.ended]
+            if request.ended:
+                continue
+            if not request.decoding:
+                reading.append(request)
+            else:
+                part = Part(request, request.wanted, True, True)
+                (alone if request.sequence.sparse else together).append(part)
         start = perf_counter()
         most = self.runner.tape.max_rows
-        plan: list[tuple[Request, int]] = [(request, 1) for request in together[:most]]
-        plan += self._prompts(reading, most - len(plan), len(decoding))
-        if plan:
-            self._run_together(plan, start, bool(reading))
-        for request in decoding:
-            if request.sequence.sparse:
-                self._run([(request, 1)], perf_counter())
+        parts = together[:most]
+        if reading:
+            parts += self._prompts(reading, most - len(parts), len(together) + len(alone))
+        if parts:
+            self._run(parts, start)
+            self._learn(parts, perf_counter() - start)
+        for part in alone:
+            self._run([part], perf_counter())
 
-    def _prompts(self, reading: list[Request], room: int, n_decoding: int) -> list[tuple[Request, int]]:
+    def _prompts(self, reading: list[Request], room: int, n_decoding: int) -> list[Part]:
         """Which prompts this step reads, and how much of each."""
         if n_decoding and self._row_s:
             room = min(room, max(LEAST_ROWS, int((PATIENCE - 1) * self._decode_s / self._row_s)))
-        plan = []
+        parts = []
         for request in reading:
-            n = min(len(request.wanted), room, request.sequence.most_rows(request.sequence.position))
+            wanted, sequence = request.wanted, request.sequence
+            n = min(len(wanted), room, sequence.most_rows(sequence.position))
             if n <= 0:
                 break
-            plan.append((request, n))
+            parts.append(Part(request, wanted[:n], n == len(wanted), False))
             room -= n
-        return plan
+        return parts
 
-    def _run_together(self, plan: list[tuple[Request, int]], start: float, reads: bool) -> None:
-        n_prompt = sum(n for request, n in plan if not request.decoding)
-        n_decoding = sum(request.decoding for request, _ in plan)
-        self._run(plan, start)
-        seconds = perf_counter() - start
-        if not n_prompt:
+    def _learn(self, parts: list[Part], seconds: float) -> None:
+        """Remembers how long steps take."""
+        last = parts[-1]
+        if last.decodes:  # prompts come last
             self._decode_s = seconds if not self._decode_s else 0.8 * self._decode_s + 0.2 * seconds
-        elif n_prompt >= 2 * LEAST_ROWS:
-            rest = seconds - (self._decode_s if n_decoding else 0.0)
-            row = max(rest, 0.1 * seconds) / n_prompt
+            return
+        n_rows = sum(len(part.tokens) for part in parts if not part.decodes)
+        if n_rows >= 2 * LEAST_ROWS:
+            rest = seconds - (self._decode_s if parts[0].decodes else 0.0)
+            row = max(rest, 0.1 * seconds) / n_rows
             self._row_s = row if not self._row_s else 0.8 * self._row_s + 0.2 * row
 
-    def _run(self, plan: list[tuple[Request, int]], start: float) -> None:
-        """Runs some of the wanted tokens of every request."""
+    def _run(self, wanted: list[Part], start: float) -> None:
+        """One run."""
         batch: list[Rows] = []
-        parts: list[tuple[Request, list[int], bool]] = []
-        for request, n in plan:
-            wanted = request.wanted
-            part, out = wanted[:n], n == len(wanted)
-            rows = self._begin(request, part, out, [r for r, _, _ in parts])
+        parts: list[Part] = []
+        n_out = 0
+        for part in wanted:
+            rows = self._begin(part, parts)
             if rows is not None:
                 batch.append(rows)
-                parts.append((request, part, out))
+                parts.append(part)
+                n_out += part.out
         if not batch:
             return
-        n_out = sum(out for _, _, out in parts)
         if n_out > len(self._logits):
             self._logits = self._buffer(max(n_out, 2 * len(self._logits)))
-        first = parts[0][0].sequence
-        alone = len(parts) == 1 and first.sparse and parts[0][0].decoding
+        first = parts[0]
+        sequence = first.request.sequence
         try:
-            if alone:
-                self.runner.run(batch, self._logits, first.tape, first.running)
+            if first.decodes and sequence.sparse:
+                self.runner.run(batch, self._logits, sequence.tape, sequence.running)
             else:
                 self.runner.run(batch, self._logits)
         except BaseException:  # ctrl-C, in whoever makes this step: the requests stay as they were
-            for request, _, _ in parts:
-                request.sequence.undone()
+            for part in parts:
+                part.request.sequence.undone()
             raise
         at = 0
-        for request, part, out in parts:
-            request.sequence.done(part)
-            request.ran(len(part), self._logits[at] if out else None, perf_counter() - start)
-            at += out
+        for part in parts:
+            part.request.sequence.done(part.tokens)
+            part.request.ran(self._logits[at] if part.out else None, perf_counter() - start)
+            at += part.out
 
-    def _begin(self, request: Request, part: list[int], out: bool, running: list[Request]) -> Rows | None:
+    def _begin(self, part: Part, running: list[Part]) -> Rows | None:
         """Room for the tokens; where the cache is full, a request of lower rank that is in no run starts again later.
-        None where this one has to."""
+        None where this one has to wait, or cannot go on."""
+        request = part.request
         while True:
             try:
-                return request.sequence.begin(np.array(part, np.int64), int(out), request.decoding)
+                return request.sequence.begin(part.tokens, int(part.out), part.decodes)
             except CacheFullError as error:
-                others = [r for r in self._requests() if r not in running and r is not request and r.sequence.pages]
+                taken = [other.request for other in running]
+                others = [r for r in self._requests() if r not in taken and r is not request and r.sequence.pages]
                 if others:
                     victim = min(reversed(others), key=lambda r: r.priority)
                     victim.sequence.rewind(0)
-                    victim.preempt()
                 elif running:
                     return None  # until those have ended
                 else:

@@ -40,12 +40,14 @@ class PagePool:
     """The pages of one model. Thread-safe.
 
     page_bytes: of one.  limit: bytes that all may take together, None for no limit. evict: gives up a page that only
-    the index holds, False where there is none; asked where the limit is reached, and by ``trim``.
+    the index holds, False where there is none; asked where the limit is reached. trim: called when the index alone
+    holds another page.
     """
 
     def __init__(self, page_bytes: int, limit: int | None) -> None:
         self.page_bytes, self.limit = page_bytes, limit
         self.evict: Callable[[], bool] = lambda: False
+        self.trim: Callable[[], None] = lambda: None
         self.lock = threading.RLock()
         self._spare: list[NDArray[np.uint8]] = []
         self._pages = 0
@@ -80,6 +82,8 @@ class PagePool:
         with self.lock:
             page.sequences -= 1
             self._settle(page)
+            if page.sequences == 0 and page.promised:
+                self.trim()
 
     def promise(self, page: Page, positions: int) -> None:
         """The index says so many of its first positions; 0: it has forgotten the page."""

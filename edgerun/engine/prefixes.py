@@ -35,7 +35,7 @@ class Prefixes:
         self._roots: dict[Hashable, _Node] = {}
         self._clock = itertools.count(1)
         self._nodes: set[_Node] = set()
-        pool.evict = self.evict
+        pool.evict, pool.trim = self.evict, self.trim
 
     def find(self, key: Hashable, tokens: Sequence[int]) -> tuple[list[Page], Page | None, int]:
         """The longest known prefix of ``tokens`` below a root: whole pages, held for the caller; a page that begins
@@ -72,7 +72,6 @@ class Prefixes:
                 node.used = next(self._clock)
                 if len(part) < PAGE:
                     break
-        self.trim()
 
     def _child(self, node: _Node, part: tuple[int, ...], page: Page) -> _Node:
         siblings = node.children.setdefault(part[0], [])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.engine.batch import Rows, run_record
+from edgerun.engine.batch import Rows, RunRecord
 from edgerun.errors import EdgerunError
 from edgerun.lowering.tape import Tape
 from edgerun.rope import RotaryTable
@@ -32,6 +32,7 @@ class Runner:
         self.profile: NDArray[np.int64] | None = None
         self.stops: dict[int, Callable[[NDArray[np.int64]], None]] = {}
         self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
+        self._record = RunRecord(tape.max_rows)
         self._rope = RotaryTable(tape.inv_freq)
         self._turn = threading.Lock()
         self._team, self._width = join_team(kernels, threads), Width(threads)
@@ -58,27 +59,28 @@ class Runner:
             self._rope.reach(max(rows.position + len(rows.tokens) for rows in batch))
             if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
                 self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
-            record, kept = run_record(batch)
+            self._record.fill(batch)
+            record = self._record.fields
             record[Run.ARENA] = self._arena.ctypes.data
             record[Run.LOGITS] = logits.ctypes.data
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
             record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
-            if self.profile is not None and self.profile.shape[1] == len(ops):
-                record[Run.PROFILE] = self.profile.ctypes.data
-            start = 0
-            for stop in (*sorted(self.stops), len(ops)):
-                self._team.run(
-                    int(ops[start:].ctypes.data),
-                    stop - start,
-                    int(record.ctypes.data),
-                    width=self._width,
-                    all_threads=bool(self.stops),
-                )
-                if stop < len(ops):
-                    self.stops[stop](record)
-                start = stop
-            del kept
+            measured = self.profile is not None and self.profile.shape[1] == len(ops)
+            record[Run.PROFILE] = self.profile.ctypes.data if measured else 0  # type: ignore[union-attr]
+            if self.stops:
+                self._run_in_parts(ops)
+            else:
+                self._team.run(int(ops.ctypes.data), len(ops), self._record.address, width=self._width)
+
+    def _run_in_parts(self, ops: NDArray[np.int64]) -> None:
+        start = 0
+        for stop in (*sorted(self.stops), len(ops)):
+            address = int(ops[start:].ctypes.data)
+            self._team.run(address, stop - start, self._record.address, width=self._width, all_threads=True)
+            if stop < len(ops):
+                self.stops[stop](self._record.fields)
+            start = stop
 
     def close(self) -> None:
         """Ends the threads, where no other model runs with them. Idempotent."""

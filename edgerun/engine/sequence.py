@@ -53,6 +53,7 @@ class Sequence:
         self.tokens: list[int] = []
         self.pages: list[Page | None] = []
         self._page_table = np.zeros(-(-cache.heads.context // PAGE), np.int64)
+        self._table_address = int(self._page_table.ctypes.data)
         self.running: NDArray[np.uint8] | None = None
         self._mixed = False  # whether several variants have made what it holds
 
@@ -78,7 +79,7 @@ class Sequence:
 
     # --- runs -----------------------------------------------------------------------------------------------------
 
-    def begin(self, tokens: NDArray[np.int64], n_out: int, decodes: bool) -> Rows:
+    def begin(self, tokens: Several[int], n_out: int, decodes: bool) -> Rows:
         """Makes room for tokens, and gives them as rows of a run, after which ``done`` or ``undone`` is to be called.
         Raises CacheFullError, EdgerunError where there is no memory; nothing has changed then."""
         start, end = len(self.tokens), len(self.tokens) + len(tokens)
@@ -96,9 +97,9 @@ class Sequence:
                 self.running = aligned(self.tape.state_bytes)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
-        records = None if self.state is None else self.state.records
-        variant = None if self.table is None else self.table.sites
-        return Rows(tokens, start, self._page_table, n_out, records, variant, decodes)
+        records = 0 if self.state is None else self.state.address
+        variant = 0 if self.table is None else self.table.address
+        return Rows(tokens, start, n_out, decodes, self._table_address, records, variant)
 
     def done(self, tokens: list[int]) -> None:
         """The run has been: the cache holds the tokens."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ class VariantTable:
     sites: NDArray[np.int64]
     key: tuple[object, ...]
     arrays: list[NDArray[Any]] = field(repr=False)
+
+    @cached_property
+    def address(self) -> int:
+        """Where the table lies."""
+        return int(self.sites.ctypes.data)
 
 
 def check(variant: Variant, tape: Tape) -> None:

@@ -68,7 +68,7 @@ def test_cost_is_what_scoring_gives(
         rows = np.concatenate([rows.copy() for rows in session.score(TOKENS[first:-1], chunk=chunk)])
         return log_softmax(rows)[::step]
 
-    exact, other = scored(model.session("none", "full")), scored(edgerun.model.open_session(attention=policy))
+    exact, other = scored(model.session("none", "full")), scored(model.open_session(attention=policy))
     targets = np.array(TOKENS[first + 1 :])[::step]
     assert cost.kl == pytest.approx(kl(exact, other).mean(), abs=1e-9)
     assert cost.perplexity == pytest.approx(np.exp(-other[np.arange(len(targets)), targets].mean()))
