@@ -20,8 +20,8 @@ from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import PAGE
 
 if TYPE_CHECKING:
-    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
+    from edgerun.program.tape import Tape
 
 
 class Session:

@@ -3,12 +3,10 @@ those that make runs or choose pages."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from edgerun.attention.spec import Attention
-from edgerun.lowering.tape import Tape
+from edgerun.program.tape import Record, Tape
 from edgerun_kernels.record import Field, LayerState, Mode, Op
 
 COMPACT = {
@@ -23,12 +21,11 @@ def with_attention(tape: Tape, attention: Attention) -> Tape:
     deltallm, delta = attention.deltallm, attention.delta
     if deltallm is None and delta is None:
         return tape
-    ops, names, layer = [], [], -1
-    for op, name in zip(tape.ops, tape.names, strict=True):
+    records, layer = [], -1
+    for i, (op, name) in enumerate(zip(tape.ops, tape.names, strict=True)):
         code = Op(op[Field.CODE])
         if code not in (*COMPACT, Op.GATHER_ATTENTION):
-            ops.append(op)
-            names.append(name)
+            records.append(Record(op, name, i))
             continue
         changed = np.array(op)
         if code in COMPACT:
@@ -40,14 +37,11 @@ def with_attention(tape: Tape, attention: Attention) -> Tape:
         changed[Field.STATE] = 8 * LayerState.COUNT * layer
         changed[Field.EXPORT] = selects
         if code in COMPACT and runs:
-            ops.append(_other(changed, COMPACT[code]))
-            names.append(f"{name}.runs")
-        ops.append(changed)
-        names.append(name)
+            records.append(Record(_other(changed, COMPACT[code]), f"{name}.runs"))
+        records.append(Record(changed, name, i))
         if code == Op.GATHER_ATTENTION and selects:
-            ops.append(_other(changed, Op.SELECT_PAGES))
-            names.append(f"{name}.select")
-    return replace(tape, ops=np.ascontiguousarray(np.stack(ops)), names=tuple(names), sites=())
+            records.append(Record(_other(changed, Op.SELECT_PAGES), f"{name}.select"))
+    return tape.rewritten(records)
 
 
 def _other(op: np.ndarray, code: Op) -> np.ndarray:

@@ -11,7 +11,7 @@ from edgerun.package.layout import dequantise
 from edgerun.package.operators import OPERATORS
 
 if TYPE_CHECKING:
-    from edgerun.package.reader import Package
+    from edgerun.program.open import Package
 
 F32 = NDArray[np.float32]
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.lowering.tape import Tape
+from edgerun.program.tape import Tape
 from edgerun.sparsity.layout import LINE_ROWS, parts, stack_rows
 from edgerun_kernels.record import Field, Flag, Op
 

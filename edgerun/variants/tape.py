@@ -7,15 +7,14 @@ other tape's address.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import VariantError
-from edgerun.lowering.lower import ALWAYS
-from edgerun.lowering.tape import Site, Tape
+from edgerun.program.encode import ALWAYS
+from edgerun.program.tape import Record, Site, Tape
 from edgerun.variants.coding import Coded
 from edgerun.variants.store import Variant
 from edgerun_kernels.record import Field, Flag, Op
@@ -57,7 +56,7 @@ def with_deltas(tape: Tape, terms: Sequence[Term]) -> Tape:
     """The tape of the base plus the sum of the variants times their weights; each has passed ``check``."""
     ops = [np.array(op) for op in tape.ops]
     behind: dict[int, list[NDArray[np.int64]]] = {}
-    arrays: list[NDArray[Any]] = [*tape.arrays, *(variant.data for variant, _ in terms)]
+    arrays: list[NDArray[Any]] = [variant.data for variant, _ in terms]
     for site in tape.sites:
         if site.vector is not None:
             _add_vectors(site, terms, ops, arrays)
@@ -67,16 +66,15 @@ def with_deltas(tape: Tape, terms: Sequence[Term]) -> Tape:
             if coded is not None and len(coded.codes):
                 record = _record(site, ops[site.records[-1]], coded, weight)
                 behind.setdefault(site.records[-1], []).append(record)
-    records, names = [], []
+    records = []
     for i, op in enumerate(ops):
         added = behind.get(i, [])
-        records += [op, *added]
-        names += [tape.names[i], *[f"{tape.names[i]}.delta"] * len(added)]
+        records += [Record(op, tape.names[i], i), *(Record(record, f"{tape.names[i]}.delta") for record in added)]
         if added:
             # Threads add to what they wrote themselves, and others wait for the sum.
             added[-1][Field.BARRIER] = op[Field.BARRIER]
             op[Field.BARRIER] = ALWAYS if op[Field.CODE] in _OTHERS_WROTE else 0
-    return replace(tape, ops=np.ascontiguousarray(np.stack(records)), names=tuple(names), arrays=arrays)
+    return tape.rewritten(records, arrays)
 
 
 def _add_vectors(site: Site, terms: Sequence[Term], ops: list[Any], arrays: list[NDArray[Any]]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edgerun.errors import PackageError
-from edgerun.package.reader import open_package
+from edgerun.program.open import open_package
 from tests.package import tiny
 from tests.package.tiny import Parts, Shape
 

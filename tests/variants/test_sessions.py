@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgerun import Model, OptionError, VariantError
-from edgerun.lowering.tape import Tape
+from edgerun.program.tape import Tape
 from edgerun.variants.merge import write_merged
 from edgerun.variants.store import DenseDelta, open_variant, write_variant
 from edgerun_exporters import export
