@@ -173,7 +173,8 @@ class _Builder:
         if node.outputs[1:] != present(layer):
             raise self._wrong(node, f"does not give {' and '.join(present(layer))}")
         self.n_layers += 1
-        op = Attention(node.name, *node.inputs[:3], node.outputs[0], layer, **heads, scale=scale)
+        q, k, v = node.inputs[:3]
+        op = Attention(node.name, q, k, v, node.outputs[0], layer, **heads, scale=scale)
         self._give(node, op, config.n_heads * config.head_dim)
 
     def _gate(self, node: Node) -> None:
@@ -185,8 +186,9 @@ class _Builder:
             raise self._wrong(node, f"gives {gate} features, but {stated}")
         if node.inputs[0] == node.inputs[1]:
             raise self._no_kernel(node, "it takes a value for its own gate")
+        operands = node.inputs[0], node.inputs[1], node.outputs[0]
         activation: Activation = "SwiGLU" if node.operator == "SwiGLU" else "SquaredReLU"
-        self._give(node, Gate(node.name, *node.inputs, node.outputs[0], activation), gate)
+        self._give(node, Gate(node.name, *operands, activation), gate)
 
     def _add(self, node: Node) -> None:
         """A bias or a residual: both become part of the linear layer that they follow."""

@@ -104,7 +104,10 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The gated activation of an MLP: y = activation(gate) * up. It takes the place of ``gate``: no later op reads it."""
+    """The gated activation of an MLP: y = activation(gate) * up.
+
+    It takes the place of ``gate``, which no later op reads.
+    """
 
     name: str
     gate: str

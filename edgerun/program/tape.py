@@ -40,11 +40,11 @@ class Encoded(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A record for ``Tape.rewritten``. index: where in the tape it is now; None for a new one."""
+    """A record for ``Tape.rewritten``. was: its index in the tape now; None for a new one."""
 
     fields: NDArray[np.int64]
     name: str
-    index: int | None = None
+    was: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Tape:
 
         arrays: what they point to beside this tape's. ``sites`` and ``encoded`` follow their records.
         """
-        moved = {record.index: at for at, record in enumerate(records) if record.index is not None}
+        moved = {record.was: at for at, record in enumerate(records) if record.was is not None}
 
         def place(indices: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(moved[index] for index in indices)

@@ -1,4 +1,4 @@
-"""What a lowered package computes is what onnxruntime computes from the same file."""
+"""What an encoded package computes is what onnxruntime computes from the same file."""
 
 from __future__ import annotations
 
