@@ -448,7 +448,7 @@ SUB_NORMS: list[tuple[Change, str]] = [
     (lambda p: setattr(attribute(p, "layers.1.attention.sub_norm", "epsilon"), "f", 1e-6),
      "node 'layers.1.attention.sub_norm' has epsilon 1e-06, but rms_norm_eps is 1e-05 in edgerun.json"),
     (lambda p: p.node("layers.0.attention.sub_norm").input.__setitem__(0, "embedding"),
-     "node 'layers.0.attention' gives 'layers.0.attention', which no node reads"),
+     "node 'layers.0.attention.o_proj' has K 24, expected 36"),
     (lambda p: p.node("layers.0.mlp.down_proj").input.__setitem__(0, "layers.0.mlp.squaredrelu"),
      "node 'layers.0.mlp.sub_norm' gives 'layers.0.mlp.sub_norm', which no node reads"),
     (lambda p: setattr(p.node("layers.0.mlp.sub_norm"), "domain", "edgerun"),
