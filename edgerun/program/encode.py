@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgerun.package.problem import damaged, quoted
 from edgerun.program.arena import Arena
+from edgerun.program.codes import ATTENTION, EMBED, GATE, LINEAR, LINEAR_FLOAT, LINEAR_TERNARY, TILE_BYTES
 from edgerun.program.ops import Attention, Embed, Gate, Linear, Matrix, Norm, Program, Vector, reads
 from edgerun.program.tape import Encoded, Site, Tape
 from edgerun_kernels.record import (
@@ -28,11 +29,9 @@ from edgerun_kernels.record import (
     Field,
     Flag,
     Op,
-    activation_bytes,
     attention_scratch_bytes,
     columns_scratch_bytes,
     kv_head_bytes,
-    row_activation_bytes,
     triples_scratch_bytes,
 )
 
@@ -43,23 +42,6 @@ THRESHOLDS = {"mixed": (8.0, 4.0), "int16": (0.0, 0.0), "int8": (np.inf, np.inf)
 """Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8; the second
 number is for the output head, which has few rows at prefill and whose errors nothing evens out."""
 ALWAYS, SEVERAL_ROWS = 1, 2
-EMBED = {"q4": Op.EMBED_Q4, "q4m": Op.EMBED_Q4, "q8": Op.EMBED_Q8, "q6k": Op.EMBED_Q6K, "f32": Op.EMBED_F32}
-LINEAR = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "q6k": Op.LINEAR_Q6K, "f32": Op.LINEAR_F32}
-LINEAR_FLOAT = {
-    "q4": Op.LINEAR_Q4_FLOAT,
-    "q4m": Op.LINEAR_Q4_FLOAT,
-    "q8": Op.LINEAR_Q8_FLOAT,
-    "q6k": Op.LINEAR_Q6K_FLOAT,
-    "f32": Op.LINEAR_F32,
-}
-LINEAR_TERNARY = {
-    "ternary": Op.LINEAR_TERNARY,
-    "ternary_columns": Op.LINEAR_TERNARY_COLUMNS,
-    "ternary_triples": Op.LINEAR_TERNARY_TRIPLES,
-}
-GATE = {"SwiGLU": Op.SWIGLU, "SquaredReLU": Op.SQUARED_RELU}
-TILE_BYTES = {Op.QUANTIZE: activation_bytes, Op.QUANTIZE_ROWS: row_activation_bytes}
-ATTENTION = {"f16": Op.ATTENTION_F16, "q8": Op.ATTENTION_Q8, "f32": Op.ATTENTION_F32}
 _WEIGHT_FIELDS = {"q": "W", "w": "W", "d": "D", "m": "M", "s": "M"}
 
 
