@@ -281,7 +281,9 @@ class _Builder:
         return vector
 
     def _want(self, node: Node, name: str, wanted: Wanted) -> None:
-        earlier = self.wanted.get(name, wanted)
+        earlier = self.wanted.setdefault(name, wanted)
+        if earlier is wanted:
+            return
         if earlier.part != wanted.part:
             raise self._wrong(node, f"and node {quoted(earlier.node)} share tensor {quoted(name)} but not its shape")
         vector, positive = earlier.vector or wanted.vector, earlier.positive or wanted.positive
