@@ -24,8 +24,8 @@ import numpy as np
 
 from edgerun import Model
 from edgerun.hub import resolve
-from edgerun.lowering.tape import Tape
 from edgerun.package.layout import GROUP, ROWS, pack, unpack
+from edgerun.program.tape import Tape
 from edgerun.sparsity import layout
 from edgerun.sparsity.projections import TERNARY, Projection
 from edgerun.sparsity.tape import WHERE_SKIPPED, most_columns, n_parts

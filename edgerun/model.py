@@ -18,10 +18,10 @@ from edgerun.attention.spec import quality as calibrated
 from edgerun.calibration.budget import split
 from edgerun.engine.batch import Rows, run_record
 from edgerun.errors import EdgerunError, OptionError
-from edgerun.lowering import lower
-from edgerun.lowering.lower import CacheType, Compute
-from edgerun.lowering.tape import Tape
-from edgerun.package.reader import open_package
+from edgerun.package.reader import MODEL
+from edgerun.program.encode import CacheType, Compute, encode
+from edgerun.program.open import open_package
+from edgerun.program.tape import Tape
 from edgerun.rope import RotaryTable
 from edgerun.sparsity.calibrated import NAME
 from edgerun.sparsity.resident import Sparsity
@@ -126,16 +126,18 @@ class Model:
             self.kernels = kernels()
         except KernelError as error:
             raise EdgerunError(str(error)) from error
-        self.tape = lower(
-            self.package,
+        program = self.package.program
+        self.tape = encode(
+            program,
+            self.package.tensor,
             n_threads=self.threads,
             compute=compute,
             cache=cache,
             max_rows=min(prefill_rows(self.package.config.intermediate_size), self.context),
+            path=self.package.folder / MODEL,
         )
-        self.vocab_size = self.tape.vocab_size
-        config = self.package.config
-        self.heads = Heads(config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim, cache, self.context)
+        self.vocab_size = program.vocab_size
+        self.heads = Heads.of(program, cache, self.context)
         self.variants = Variants(self.package, self.tape)
         """The variants that were used, mapped and ready; see ``Variants``."""
         self.variant = "none" if variant is None else os.fspath(variant)

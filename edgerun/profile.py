@@ -16,8 +16,8 @@ from edgerun.package import triples
 from edgerun_kernels.record import GROUP, PAGE, ROWS, SUPER_GROUPS, Field, Op
 
 if TYPE_CHECKING:
-    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
+    from edgerun.program.tape import Tape
     from edgerun.session import Session
 
 _Q4, _Q8, _Q6K = 4 * 64 + 2 * ROWS, 8 * 64 + 2 * ROWS, 6 * 64 + 2 * ROWS // SUPER_GROUPS

@@ -21,6 +21,7 @@ from edgerun_kernels.record import PAGE
 
 if TYPE_CHECKING:
     from edgerun.model import Model
+    from edgerun.program.tape import Tape
 
 
 class Session:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.lowering.lower import ATTENTION
+from edgerun.program.codes import ATTENTION
 from edgerun.progress import Progress, silent
 from edgerun_kernels.record import Field, Run
 from edgerun_kernels.reference import rope, unpack_page

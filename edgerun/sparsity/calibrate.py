@@ -34,8 +34,8 @@ from edgerun.sparsity.tape import Chosen, most_columns, with_columns
 from edgerun.sparsity.threshold import Threshold
 
 if TYPE_CHECKING:
-    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
+    from edgerun.program.tape import Tape
 
 Array = NDArray[Any]
 GRID = tuple(float(x) for x in np.geomspace(0.03, 1.2, 16))

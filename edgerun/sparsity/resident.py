@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgerun.errors import OptionError
-from edgerun.lowering.tape import Tape
+from edgerun.program.tape import Tape
 from edgerun.sparsity.columns import Columns, open_columns
 from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.projections import TERNARY, projections
@@ -16,7 +16,7 @@ from edgerun.sparsity.spec import parse
 from edgerun.sparsity.tape import Chosen, may_pay, with_columns
 
 if TYPE_CHECKING:
-    from edgerun.package.reader import Package
+    from edgerun.program.open import Package
 
 
 class Sparsity:

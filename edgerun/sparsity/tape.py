@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.lowering.tape import Tape
 from edgerun.package.layout import ROWS
+from edgerun.program.tape import Tape
 from edgerun.sparsity.columns import Columns
 from edgerun.sparsity.delta import Delta
 from edgerun.sparsity.method import Method, Room

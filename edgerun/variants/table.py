@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import VariantError
-from edgerun.lowering.tape import Site, Tape
+from edgerun.program.tape import Site, Tape
 from edgerun.variants.coding import Coded
 from edgerun.variants.store import Variant
 from edgerun_kernels import record

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgerun.errors import CheckpointError
 from edgerun.package import layout
-from edgerun.package.reader import open_package
+from edgerun.program.open import open_package
 
 from ..checkpoint import Checkpoint, Rows, TensorInfo
 
