@@ -35,6 +35,7 @@ from edgerun_kernels.team import MAX_THREADS, Team
 if TYPE_CHECKING:
     from edgerun.generate import Generation
     from edgerun.session import Session
+    from edgerun.sparsity.policy import Policy
     from edgerun.text.options import SamplingOptions
 
 PREFILL_ROWS, PREFILL_VALUES = (64, 256), 1 << 19
@@ -142,7 +143,8 @@ class Model:
         """The columns for activation sparsity, mapped once they are used; see ``Sparsity``."""
         self.attention, self.sparsity = FULL, NONE
         self.attention, self.sparsity = self._policies(attention, sparsity)
-        self.sparsities.tape(self.variants.tape(self.variant), self.sparsity)
+        self.variants.tape(self.variant)
+        self.sparsities.policy(self.sparsity)
         _return_memory()
         self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
         self._rope = RotaryTable(self.tape.inv_freq)
@@ -221,14 +223,15 @@ class Model:
         n_out: int,
         tape: Tape | None = None,
         attention: NDArray[np.int64] | None = None,
+        sparsity: Policy | None = None,
         running: NDArray[np.uint8] | None = None,
     ) -> None:
         """One run of the tape: ``tokens`` (at most tape.max_rows, each below vocab_size) at ``position`` and on.
 
         pages: addresses of cache pages, enough for all positions. logits: [>= n_out, tape.logits_stride], written for
-        the last ``n_out`` tokens. tape: the session's own. attention: the LayerStates of its policies. running: its
-        running sums of activation sparsity, the tape's state_bytes, where one token runs. For sessions; nothing is
-        checked here.
+        the last ``n_out`` tokens. tape: the session's own. attention: the LayerStates of its policies. sparsity: which
+        columns it leaves unread where one token runs, and running: its state_bytes, if there are any. For sessions;
+        nothing is checked here.
         """
         tape = tape or self.tape
         ops = tape.ops
@@ -237,8 +240,9 @@ class Model:
             if self._closed:
                 raise EdgerunError("the model is closed; load it again")
             self._rope.reach(end)
-            if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
-                self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
+            arena_bytes = tape.arena_bytes if sparsity is None else sparsity.arena_bytes
+            if arena_bytes + WINDOW_BYTES > len(self._arena):
+                self._arena = aligned(arena_bytes + WINDOW_BYTES)
             record = np.zeros(Run.COUNT, np.int64)
             record[Run.ARENA] = self._arena.ctypes.data
             record[Run.N_ROWS] = len(tokens)
@@ -250,7 +254,8 @@ class Model:
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
             record[Run.ATTENTION] = 0 if attention is None else attention.ctypes.data
-            record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
+            record[Run.SPARSITY] = 0 if sparsity is None else sparsity.table.ctypes.data
+            record[Run.RUNNING] = 0 if running is None else running.ctypes.data
             record[Run.CHUNK] = CHUNK * -(-end // (CHUNK * MAX_CHUNKS))
             if self.profile is not None and self.profile.shape[1] == len(ops):
                 record[Run.PROFILE] = self.profile.ctypes.data

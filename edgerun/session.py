@@ -42,6 +42,8 @@ class Session:
         self.sparsity = sparsity
         """Which weights decoding leaves unread, as ``Model.session`` takes it."""
         self.tape = self._tape(self.variant)
+        self.policy = model.sparsities.policy(sparsity)
+        """What says so to the kernels; None where all weights are read."""
         self.state = self._fresh_state()
         """What its policies keep; None without any."""
         self._tokens: list[int] = []
@@ -255,14 +257,16 @@ class Session:
                 self.state.before(len(self._tokens), len(ids))
             if len(ids) > 1:
                 self._running = None  # several tokens change more than is worth sending
-            elif self._running is None and self.tape.state_bytes:
-                self._running = aligned(self.tape.state_bytes)
+            elif self._running is None and self.policy is not None and self.policy.state_bytes:
+                self._running = aligned(self.policy.state_bytes)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
         records = None if self.state is None else self.state.records
         try:
             position = len(self._tokens)
-            self.model.run(ids, position, self._page_table, logits, n_out, self.tape, records, self._running)
+            self.model.run(
+                ids, position, self._page_table, logits, n_out, self.tape, records, self.policy, self._running
+            )
         except BaseException:  # ctrl-C: what the policies have begun is taken back
             self._running = None
             if self.state is not None:
@@ -275,10 +279,8 @@ class Session:
         self._tokens.extend(ids.tolist())
 
     def _tape(self, variant: str) -> Tape:
-        """The variant's, with what attention and decoding leave out."""
-        return self.model.sparsities.tape(
-            with_attention(self.model.variants.tape(variant), self.attention), self.sparsity
-        )
+        """The variant's, with what attention leaves out."""
+        return with_attention(self.model.variants.tape(variant), self.attention)
 
     def _fresh_state(self) -> AttentionState | None:
         if self.attention.deltallm is None and self.attention.delta is None:

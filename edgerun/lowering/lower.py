@@ -42,7 +42,7 @@ CacheType = Literal["f16", "q8", "f32"]
 THRESHOLDS = {"mixed": (8.0, 4.0), "int16": (0.0, 0.0), "int8": (np.inf, np.inf)}
 """Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8; the second
 number is for the output head, which has few rows at prefill and whose errors nothing evens out."""
-ALWAYS, SEVERAL_ROWS = 1, 2
+ALWAYS, SEVERAL_ROWS, WHERE_SKIPPED = 1, 2, 3
 EMBED = {"q4": Op.EMBED_Q4, "q4m": Op.EMBED_Q4, "q8": Op.EMBED_Q8, "q6k": Op.EMBED_Q6K, "f32": Op.EMBED_F32}
 LINEAR = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "q6k": Op.LINEAR_Q6K, "f32": Op.LINEAR_F32}
 LINEAR_FLOAT = {
@@ -57,6 +57,8 @@ LINEAR_TERNARY = {
     "ternary_columns": Op.LINEAR_TERNARY_COLUMNS,
     "ternary_triples": Op.LINEAR_TERNARY_TRIPLES,
 }
+SKIPPABLE = ("q4", "q4m", "q8", *LINEAR_TERNARY)
+"""Formats whose columns a session may leave unread."""
 GATE = {"SwiGLU": Op.SWIGLU, "SquaredReLU": Op.SQUARED_RELU}
 TILE_BYTES = {Op.QUANTIZE: activation_bytes, Op.QUANTIZE_ROWS: row_activation_bytes}
 ATTENTION = {"f16": Op.ATTENTION_F16, "q8": Op.ATTENTION_Q8, "f32": Op.ATTENTION_F32}
@@ -83,6 +85,8 @@ class Value:
     """Arena offsets of its int8 forms, by the op that made them."""
     records: tuple[int, ...] = ()
     """The op records of the linear layer that wrote it, if one did."""
+    projections: dict[str, int] = field(default_factory=dict)
+    """By weight format, which projection the layers that multiply its int8 form are."""
 
     @property
     def stride(self) -> int:
@@ -117,6 +121,8 @@ class _Lowering:
         self.layer_bytes = 0
         self.linear_scratch: dict[int, int] = {}
         self.attention_scratch: tuple[int, int, int] | None = None
+        self.stack_rows = [0]
+        """Of each projection, the rows of its layers so far; number 0 is none."""
         nodes = package.graph.node
         self.uses = Counter(name for node in nodes for name in node.input)
         producer = {name: node for node in nodes for name in node.output}
@@ -283,7 +289,24 @@ class _Lowering:
                 fields["THRESHOLD"] = int(np.float64(limit).view(np.int64))
             self._emit(f"{name}.quantised", code, **fields, K=x.width, FLAGS=flags)
             self._wait(SEVERAL_ROWS)
+            if not flags & Flag.OUT_ROWS:
+                self._hook(name, code, {"X": x.quantised[code], "X_STRIDE": tile, "X_PRIVATE": row, "K": x.width})
         return {"X": x.quantised[code], "X_STRIDE": tile, "X_PRIVATE": row}
+
+    def _hook(self, name: str, code: Op, fields: dict[str, int]) -> None:
+        """Behind the op that quantises a value: for each format of the layers that multiply it, where a session's
+        sparsity looks."""
+        projections = self.values[name].projections
+        for node in self.package.graph.node:
+            if node.op_type not in LINEARS or node.input[0] != name:
+                continue
+            fmt = str(OPERATORS[node.op_type].weights)
+            of_rows = fmt in LINEAR_TERNARY
+            if fmt in SKIPPABLE and of_rows == (code == Op.QUANTIZE_ROWS) and fmt not in projections:
+                projections[fmt] = len(self.stack_rows)
+                self.stack_rows.append(0)
+                self._emit(f"{name}.{fmt}.columns", Op.SKIP_COLUMNS, **fields, PROJECTION=projections[fmt])
+                self._wait(WHERE_SKIPPED)
 
     def _linear(self, node: Any) -> None:
         name = node.input[0]
@@ -302,6 +325,10 @@ class _Lowering:
             self._wait(SEVERAL_ROWS if x.private else ALWAYS)
             source = {"X": x.offset, "X_STRIDE": x.stride, "X_PRIVATE": x.stride if x.private else 0}
         fields = source | self._weights(node)
+        if fmt in x.projections:
+            fields["PROJECTION"] = x.projections[fmt]
+            fields["START"] = self.stack_rows[x.projections[fmt]]
+            self.stack_rows[x.projections[fmt]] += _pad(fields["N"], ROWS)
         if final:
             fields |= {"Y_STRIDE": _pad(fields["N"], ROWS) * 4, "FLAGS": flags | Flag.LOGITS}
             self._matrix_site(node, self._multiply(node.name, code, fields), x)

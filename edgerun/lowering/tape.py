@@ -36,7 +36,6 @@ class Tape:
     vocab_size, logits_stride: logits of a row, and the float32 elements from row to row (padded to 16).
     inv_freq: float32 [head_dim / 2], the rotary frequencies.
     sites: where weights are used.
-    state_bytes: what a session keeps for it beside the cache, zeros at first (see ``edgerun.sparsity.delta``).
     """
 
     ops: NDArray[np.int64]
@@ -50,7 +49,6 @@ class Tape:
     sites: tuple[Site, ...] = field(repr=False)
     arrays: list[NDArray[Any]] = field(repr=False)
     """Everything that the records point to, kept alive."""
-    state_bytes: int = 0
 
 
 class Arena:
