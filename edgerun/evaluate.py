@@ -147,7 +147,8 @@ class ModelScorer:
         """The share of the weights' bytes that was left unread for the tokens scored so far; None without sparsity."""
         if self._session.sparsity == NONE:
             return None
-        return weight_bytes_skipped(self._session.tape, self._measured[1], self._decoded)
+        session = self._session
+        return weight_bytes_skipped(session.tape, session.policy, self._measured[1], self._decoded)
 
     def _watched(self, scored: Iterator[Logits]) -> Iterator[Logits]:
         """Counts the columns that are read, of this session alone."""

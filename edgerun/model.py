@@ -21,7 +21,6 @@ from edgerun.errors import EdgerunError, OptionError
 from edgerun.package.reader import MODEL
 from edgerun.program.encode import CacheType, Compute, encode
 from edgerun.program.open import open_package
-from edgerun.program.tape import Tape
 from edgerun.rope import RotaryTable
 from edgerun.sparsity.calibrated import NAME
 from edgerun.sparsity.resident import Sparsity
@@ -36,6 +35,7 @@ from edgerun_kernels.team import MAX_THREADS, Team
 if TYPE_CHECKING:
     from edgerun.generate import Generation
     from edgerun.session import Session
+    from edgerun.sparsity.policy import Policy
     from edgerun.text.options import SamplingOptions
 
 PREFILL_ROWS, PREFILL_VALUES = (64, 256), 1 << 19
@@ -146,7 +146,7 @@ class Model:
         self.attention, self.sparsity = FULL, NONE
         self.attention, self.sparsity = self._policies(attention, sparsity)
         self.variants.table(self.variant)
-        self.sparsities.tape(self.tape, self.sparsity)
+        self.sparsities.policy(self.sparsity)
         _return_memory()
         self._arena = aligned(self.tape.arena_bytes + WINDOW_BYTES)
         self._rope = RotaryTable(self.tape.inv_freq)
@@ -220,29 +220,30 @@ class Model:
         self,
         batch: Sequence[Rows],
         logits: NDArray[np.float32],
-        tape: Tape | None = None,
+        sparsity: Policy | None = None,
         running: NDArray[np.uint8] | None = None,
     ) -> None:
         """One run of the tape over rows of one or several sequences, at most tape.max_rows together.
 
-        logits: [>= sum of n_out, tape.logits_stride], written for the wanted rows, in their order. tape: the session's
-        own. running: its running sums of activation sparsity, the tape's state_bytes, where one token runs. For
-        sessions and the engine; nothing is checked here.
+        logits: [>= sum of n_out, tape.logits_stride], written for the wanted rows, in their order. sparsity: which
+        columns it leaves unread where one token runs, and running: its state_bytes, if there are any. For sessions and
+        the engine; nothing is checked here.
         """
-        tape = tape or self.tape
-        ops = tape.ops
+        ops = self.tape.ops
         with self._turn:
             if self._closed:
                 raise EdgerunError("the model is closed; load it again")
             self._rope.reach(max(rows.position + len(rows.tokens) for rows in batch))
-            if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
-                self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
+            arena_bytes = self.tape.arena_bytes if sparsity is None else sparsity.arena_bytes
+            if arena_bytes + WINDOW_BYTES > len(self._arena):
+                self._arena = aligned(arena_bytes + WINDOW_BYTES)
             record, kept = run_record(batch)
             record[Run.ARENA] = self._arena.ctypes.data
             record[Run.LOGITS] = logits.ctypes.data
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
-            record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
+            record[Run.SPARSITY] = 0 if sparsity is None else sparsity.table.ctypes.data
+            record[Run.RUNNING] = 0 if running is None else running.ctypes.data
             if self.profile is not None and self.profile.shape[1] == len(ops):
                 record[Run.PROFILE] = self.profile.ctypes.data
             start = 0

@@ -21,7 +21,6 @@ from edgerun_kernels.record import PAGE
 
 if TYPE_CHECKING:
     from edgerun.model import Model
-    from edgerun.program.tape import Tape
 
 
 class Session:
@@ -43,7 +42,9 @@ class Session:
         """Which weights decoding leaves unread, as ``Model.session`` takes it."""
         self.table = model.variants.table(self.variant)
         """What its variant does to the weights; None without one."""
-        self.tape = model.sparsities.tape(model.tape, sparsity)
+        self.tape = model.tape
+        self.policy = model.sparsities.policy(sparsity)
+        """What says so to the kernels; None where all weights are read."""
         self.state = self._fresh_state()
         """What its policies keep; None without any."""
         self._tokens: list[int] = []
@@ -257,8 +258,8 @@ class Session:
                 self.state.before(len(self._tokens), len(ids))
             if len(ids) > 1:
                 self._running = None  # several tokens change more than is worth sending
-            elif self._running is None and self.tape.state_bytes:
-                self._running = aligned(self.tape.state_bytes)
+            elif self._running is None and self.policy is not None and self.policy.state_bytes:
+                self._running = aligned(self.policy.state_bytes)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
         records = None if self.state is None else self.state.records
@@ -266,7 +267,7 @@ class Session:
             position = len(self._tokens)
             variant = None if self.table is None else self.table.sites
             rows = Rows(ids, position, self._page_table, n_out, records, variant, decodes=len(ids) == 1)
-            self.model.run([rows], logits, self.tape, self._running)
+            self.model.run([rows], logits, self.policy, self._running)
         except BaseException:  # ctrl-C: what the policies have begun is taken back
             self._running = None
             if self.state is not None:

@@ -42,7 +42,9 @@ CacheType = Literal["f16", "q8", "f32"]
 THRESHOLDS = {"mixed": (8.0, 4.0), "int16": (0.0, 0.0), "int8": (np.inf, np.inf)}
 """Groups of 32 activations whose largest is above this many times the row's rms are 16 bits wide, others 8; the second
 number is for the output head, which has few rows at prefill and whose errors nothing evens out."""
-ALWAYS, SEVERAL_ROWS = 1, 2
+ALWAYS, SEVERAL_ROWS, WHERE_SKIPPED = 1, 2, 3
+SKIPPABLE = ("q4", "q4m", "q8", *LINEAR_TERNARY)
+"""Formats whose columns a session may leave unread."""
 _WEIGHT_FIELDS = {"q": "W", "w": "W", "d": "D", "m": "M", "s": "M"}
 
 
@@ -72,6 +74,8 @@ class _Value:
     """How many barriers there were before it was written, and before it was read last."""
     quantised: dict[Op, tuple[int, int]] = field(default_factory=dict)
     """Its int8 forms, by the op that makes them: arena offset, and index of the record."""
+    projections: dict[str, int] = field(default_factory=dict)
+    """By weight format, which projection the layers that multiply its int8 form are."""
 
     @property
     def stride(self) -> int:
@@ -122,9 +126,15 @@ class _Encoding:
         self.encoded: list[Encoded] = []
         self.values: dict[str, _Value] = {}
         self.uses = Counter(name for op in program.ops for name in reads(op))
+        self.formats: dict[str, dict[str, None]] = {}  # of the layers that multiply a value, in order
+        for op in program.ops:
+            if isinstance(op, Linear):
+                self.formats.setdefault(op.x, {})[op.format] = None
         self.holders: Counter[int] = Counter()  # arena offset -> values that lie there
         self.aside: tuple[int, int] | None = None
         """A linear layer's own output, offset and width, which stays empty because the layer adds to a residual."""
+        self.stack_rows = [0]
+        """Of each projection, the rows of its layers so far; number 0 is none."""
         self.linear_scratch: dict[int, int] = {}
         self.attention_scratch: tuple[int, int, int] | None = None
 
@@ -298,7 +308,20 @@ class _Encoding:
             record = self._emit(f"{name}.quantised", code, **fields, K=x.width, FLAGS=flags)
             x.quantised[code] = offset, record
             self._wait(SEVERAL_ROWS)
+            if not flags & Flag.OUT_ROWS:
+                self._hook(name, code, {"X": offset, "X_STRIDE": tile, "X_PRIVATE": row, "K": x.width})
         return {"X": x.quantised[code][0], "X_STRIDE": tile, "X_PRIVATE": row}
+
+    def _hook(self, name: str, code: Op, fields: dict[str, int]) -> None:
+        """Behind the op that quantises a value: for each format of the layers that multiply it, where a session's
+        sparsity looks."""
+        projections = self.values[name].projections
+        for fmt in self.formats[name]:
+            if fmt in SKIPPABLE and (fmt in LINEAR_TERNARY) == (code == Op.QUANTIZE_ROWS):
+                projections[fmt] = len(self.stack_rows)
+                self.stack_rows.append(0)
+                self._emit(f"{name}.{fmt}.columns", Op.SKIP_COLUMNS, **fields, PROJECTION=projections[fmt])
+                self._wait(WHERE_SKIPPED)
 
     def _linear(self, op: Linear) -> None:
         x, fmt = self.values[op.x], op.format
@@ -317,6 +340,10 @@ class _Encoding:
             source = {"X": x.offset, "X_STRIDE": x.stride, "X_PRIVATE": x.stride if x.private else 0}
         x.read = self.barriers  # also where it is quantised: a variant's delta multiplies the float32
         fields = source | self._weights(op.weights) | {"FLAGS": flags}
+        if fmt in x.projections:
+            number = x.projections[fmt]
+            fields |= {"PROJECTION": number, "START": self.stack_rows[number]}
+            self.stack_rows[number] += _pad(op.weights.n, ROWS)
         if op.bias is not None:
             bias = self._padded(op.bias, ROWS)
             fields["BIAS"] = self._address(bias)

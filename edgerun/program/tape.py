@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.program.ops import Op
-
 
 SiteKind = Literal["linear", "embedding", "norm", "bias"]
 
@@ -41,14 +39,6 @@ class Encoded(NamedTuple):
     quantised: int | None = None
 
 
-class Record(NamedTuple):
-    """A record for ``Tape.rewritten``. was: its index in the tape now; None for a new one."""
-
-    fields: NDArray[np.int64]
-    name: str
-    was: int | None = None
-
-
 @dataclass(frozen=True)
 class Tape:
     """An encoded model; immutable, shared by all its sessions.
@@ -60,7 +50,6 @@ class Tape:
     inv_freq: float32 [head_dim / 2], the rotary frequencies.
     sites: where weights are used.
     encoded: the program's ops, in order, and which records they are.
-    state_bytes: what a session keeps for it beside the cache, zeros at first (see ``edgerun.sparsity.delta``).
     """
 
     ops: NDArray[np.int64]
@@ -75,26 +64,3 @@ class Tape:
     encoded: tuple[Encoded, ...] = field(repr=False)
     arrays: list[NDArray[Any]] = field(repr=False)
     """Everything that the records point to, kept alive."""
-    state_bytes: int = 0
-
-    def rewritten(self, records: Sequence[Record], arrays: Sequence[NDArray[Any]] = ()) -> Tape:
-        """The tape of these records: all of this one's, in their order, with new ones between them.
-
-        arrays: what they point to beside this tape's. ``sites`` and ``encoded`` follow their records.
-        """
-        moved = {record.was: at for at, record in enumerate(records) if record.was is not None}
-
-        def place(indices: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(moved[index] for index in indices)
-
-        return replace(
-            self,
-            ops=np.ascontiguousarray(np.stack([record.fields for record in records])),
-            names=tuple(record.name for record in records),
-            sites=tuple(site._replace(records=place(site.records)) for site in self.sites),
-            encoded=tuple(
-                Encoded(op, place(own), None if quantised is None else moved[quantised])
-                for op, own, quantised in self.encoded
-            ),
-            arrays=[*self.arrays, *arrays],
-        )

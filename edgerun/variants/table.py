@@ -73,7 +73,7 @@ def variant_table(tape: Tape, terms: Sequence[WeightedVariant], key: tuple[objec
             continue
         if site.vector is not None:
             change = _vector_change(site, terms)
-            entry = None if change is None else (site.vector + change).astype(np.float32)
+            entry: NDArray[Any] | None = None if change is None else (site.vector + change).astype(np.float32)
         else:
             entry = _matrix_entry(site, biases.get(site.records[-1]), terms, arrays)
         if entry is not None:
