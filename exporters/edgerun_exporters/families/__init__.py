@@ -5,13 +5,13 @@ from __future__ import annotations
 from edgerun.errors import CheckpointError
 
 from ..checkpoint import Checkpoint
-from . import bitnet, decoder, llama
+from . import bitnet, decoder, llama, qwen2, qwen3
 from .description import Description, Matrix
 from .family import Family
 
 __all__ = ["FAMILIES", "Description", "Family", "Matrix", "describe"]
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, bitnet.FAMILY)
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, bitnet.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
 _BY_ARCHITECTURE = {
     "gguf": {name: family for family in FAMILIES for name in family.gguf},
     "safetensors": {name: family for family in FAMILIES for name in family.huggingface},
