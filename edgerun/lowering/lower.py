@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgerun.errors import PackageError
 from edgerun.lowering.tape import Arena, Site, Tape
-from edgerun.package.operators import EMBEDS, LINEARS, OPERATORS
+from edgerun.package.operators import ATTENTIONS, EMBEDS, LINEARS, OPERATORS
 from edgerun_kernels.record import (
     GROUP,
     MAX_CHUNKS,
@@ -135,6 +135,8 @@ class _Lowering:
                 handler = self._linear
             elif node.op_type in GATE:
                 handler = self._gate
+            elif node.op_type in ATTENTIONS:
+                handler = self._attention
             if handler is None:
                 raise self._unsupported(node, "an unknown operator")
             handler(node)
@@ -398,6 +400,13 @@ class _Lowering:
             "SCRATCH": scratch,
             "SCRATCH_PRIVATE": private,
         }
+        if node.op_type == "QKNormAttention":
+            q_norm, k_norm = (self._padded(name, 1) for name in node.input[3:5])
+            fields |= {"Q_NORM": self._address(q_norm), "K_NORM": self._address(k_norm)}
+            fields["EPSILON"] = self._float_bits(node, "epsilon")
+            record = (len(self.records),)
+            self.sites.append(Site(node.input[3], "q_norm", record, vector=q_norm))
+            self.sites.append(Site(node.input[4], "k_norm", record, vector=k_norm))
         self._emit(node.name, ATTENTION[self.cache], **fields)
         self._wait()
         self._emit(f"{node.name}.gather", Op.GATHER_ATTENTION, **fields)

@@ -20,7 +20,7 @@ class Site(NamedTuple):
     """
 
     name: str
-    kind: Literal["linear", "embedding", "norm", "bias"]
+    kind: Literal["linear", "embedding", "norm", "bias", "q_norm", "k_norm"]
     records: tuple[int, ...]
     x: tuple[int, int, int] = (0, 0, 0)
     vector: NDArray[np.float32] | None = None

@@ -2,8 +2,8 @@
 
 embed, RoPE table, mask; per layer: norm, q, k, v, attention, o, residual, norm, gate, up, SwiGLU or SquaredReLU, down,
 residual; then norm and output head. A layer's linear layers may each have a norm of their own before them and the Add
-of a bias behind them. Inputs and outputs follow the `past_key_values.N.key` convention. See
-edgerun.package.operators for the operators.
+of a bias behind them, and attention may have norms of the heads of q and k. Inputs and outputs follow the
+`past_key_values.N.key` convention. See edgerun.package.operators for the operators.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from edgerun.package.config import Config
 from edgerun.package.layout import Part, parts
 from edgerun.package.operators import (
+    ATTENTIONS,
     DOMAIN,
     DOMAIN_VERSION,
     EMBEDS,
@@ -114,7 +115,14 @@ class _Check:
         h = self._norm(x)
         q, k, v = (self._linear(h, n, c.hidden_size) for n in (heads, kv_heads, kv_heads))
         past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
-        attention = self._node(("Attention",), [q, k, v, *shared, *past])
+        following = self.nodes[self.at] if self.at < len(self.nodes) else None
+        normed = following is not None and following.op_type == "QKNormAttention"
+        norms = following.input[3:5] if following is not None and normed else ()
+        attention = self._node((ATTENTIONS[normed],), [q, k, v, *norms, *shared, *past])
+        for at in range(3, 3 + len(norms)):
+            self._vector(attention, at, c.head_dim)
+        if normed:
+            self._epsilon(attention)
         if list(attention.output[1:]) != [f"present.{i}.key", f"present.{i}.value"]:
             raise self._wrong(attention, f"does not give present.{i}.key and present.{i}.value")
         for name in ("n_heads", "n_kv_heads", "head_dim"):
@@ -149,11 +157,14 @@ class _Check:
         self._vector(node, 1, width or self.config.hidden_size)
         self._equals(node, "axis", -1)
         self._equals(node, "stash_type", 1)
+        self._epsilon(node)
+        return str(node.output[0])
+
+    def _epsilon(self, node: NodeProto) -> None:
         epsilon = next(a.f for a in node.attribute if a.name == "epsilon")
         if np.float32(epsilon) != np.float32(self.config.rms_norm_eps):
             stated = f"rms_norm_eps is {self.config.rms_norm_eps} in edgerun.json"
             raise self._wrong(node, f"has epsilon {epsilon:g}, but {stated}")
-        return str(node.output[0])
 
     def _add(self, x: str, y: str) -> str:
         return str(self._node(("Add",), [x, y]).output[0])

@@ -22,6 +22,7 @@ from edgerun_kernels.record import Field, Flag, Op
 
 _OTHERS_WROTE = (Op.GATHER_COLUMNS, Op.LINEAR_TERNARY_TRIPLES)
 """Layers whose outputs other threads may have written than those that add to them."""
+_VECTOR_FIELDS = {"norm": Field.W, "bias": Field.BIAS, "q_norm": Field.Q_NORM, "k_norm": Field.K_NORM}
 Term = tuple[Variant, float]
 
 
@@ -91,7 +92,7 @@ def _add_vectors(site: Site, terms: Sequence[Term], ops: list[Any], arrays: list
     changed = total.astype(np.float32)
     arrays.append(changed)
     for record in site.records:
-        ops[record][Field.W if site.kind == "norm" else Field.BIAS] = changed.ctypes.data
+        ops[record][_VECTOR_FIELDS[site.kind]] = changed.ctypes.data
 
 
 def _record(site: Site, op: NDArray[np.int64], coded: Coded, weight: float) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from .attention_entries import (
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
 from .math import ONE, ZERO, exp, share
+from .norm import normalise_head
 from .record import BLOCK, CHUNK, MAX_CHUNKS, PREFILL_TILE, QUERY_TILE, Field, LayerState, Run
 from .simd.ops import (
     extract,
@@ -102,6 +103,9 @@ def _tile(cache: Cache, rows: int):
         dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
         x = field(run, Run.ARENA) + field(op, Field.Q) + row * field(op, Field.Q_STRIDE) + 4 * head * dim
         out = raw + 4 * padded * q
+        if field(op, Field.Q_NORM) != 0:
+            normalise_head(x, field(op, Field.Q_NORM), dim, field_f64(op, Field.EPSILON), out)
+            x = out
         rotate(x, run, field(run, Run.POSITION) + row, dim // 2, np.float32(field_f64(op, Field.SCALE)), out)
         for i in range(dim, padded):
             store_f32(out + 4 * i, ZERO)
@@ -274,7 +278,11 @@ def _attention(name: str, cache: Cache):
         dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
         offset = field(run, Run.ARENA) + row * field(op, Field.KV_STRIDE) + 4 * kv_head * dim
         key, value, rest = work, work + 4 * padded, work + 8 * padded
-        rotate(offset + field(op, Field.KEY), run, position, dim // 2, ONE, key)
+        x = offset + field(op, Field.KEY)
+        if field(op, Field.K_NORM) != 0:
+            normalise_head(x, field(op, Field.K_NORM), dim, field_f64(op, Field.EPSILON), key)
+            x = key
+        rotate(x, run, position, dim // 2, ONE, key)
         for i in range(dim, padded):
             store_f32(key + 4 * i, ZERO)
         copy_padded(offset + field(op, Field.VALUE), dim, padded, value)

@@ -103,6 +103,23 @@ def rms_norm(op, run, tid, n_threads):
 
 
 @inner
+def normalise_head(x, w, dim, epsilon, y):
+    """RMSNorm of ``dim`` float32 that no padding follows: y = x / sqrt(mean(x**2) + epsilon) * w."""
+    lanes, total = splat(ZERO), ZERO
+    whole = dim // 16 * 16
+    for i in range(0, whole, 16):
+        v = load_f32x16(x + 4 * i)
+        lanes = fma(v, v, lanes)
+    for i in range(whole, dim):
+        total += load_f32(x + 4 * i) * load_f32(x + 4 * i)
+    scale = ONE / sqrt(np.float32(np.float64(sum_f32(lanes) + total) / dim + epsilon))
+    for i in range(0, whole, 16):
+        store_f32x16(y + 4 * i, load_f32x16(x + 4 * i) * splat(scale) * load_f32x16(w + 4 * i))
+    for i in range(whole, dim):
+        store_f32(y + 4 * i, load_f32(x + 4 * i) * scale * load_f32(w + 4 * i))
+
+
+@inner
 def quantize_group(x, y, inverse):
     """32 values times ``inverse``, rounded, to bytes at ``y``; both halves' sums, and what rounding left of them."""
     u, v = load_f32x16(x) * splat(inverse), load_f32x16(x + 64) * splat(inverse)

@@ -131,6 +131,10 @@ class Field(IntEnum):
     REFRESH = 24  # positions after which everything is computed afresh; 0: never
     KEEPS = 25  # 1: the op before says in the header of SCRATCH whether it has left inputs out at all
     SHARE = 22  # KEEP_LARGE: float64 bits, of the inputs that are kept; 0: as many as are above THRESHOLD
+    Q_NORM = (
+        29  # attention, in others' places: addresses of the norms of q's and k's heads, float32 [HEAD_DIM]; 0: none
+    )
+    K_NORM = 30
     COUNT = 32
 
 
