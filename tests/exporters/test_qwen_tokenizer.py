@@ -1,4 +1,4 @@
-"""The tokenizer and the chat format of Qwen2.5 and Qwen3, through both file formats, against transformers' own class."""
+"""The tokenizer and the chat format of Qwen2.5 and Qwen3, through both file formats, against transformers' class."""
 
 from __future__ import annotations
 

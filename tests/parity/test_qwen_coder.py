@@ -6,6 +6,7 @@ what the runtime does to the weights that the package holds, and what requantisi
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -84,11 +85,10 @@ def test_it_answers_and_ends(package: Path) -> None:
         answer = generation.read()
         assert generation.finish_reason == "stop"
     assert "<|" not in answer
-    code = answer.split("```")[1].removeprefix("python\n")
-    names: dict[str, object] = {}
-    exec(code, names)
-    factorial = names["factorial"]
-    assert callable(factorial) and [factorial(n) for n in (0, 1, 5)] == [1, 1, 120]
+    (function,) = ast.parse(answer.split("```")[1].removeprefix("python\n")).body  # it is never run
+    assert isinstance(function, ast.FunctionDef) and function.name == "factorial"
+    assert [argument.arg for argument in function.args.args] == ["n"]
+    assert any(isinstance(node, ast.Mult) for node in ast.walk(function))
 
 
 def test_the_tokenizer_is_qwens(package: Path) -> None:
