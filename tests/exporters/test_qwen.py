@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerun_exporters import export
+from edgerun_exporters import export, fingerprint
 from edgerun_exporters.checkpoint import open_checkpoint
 from edgerun_exporters.families import describe
+from edgerun_exporters.original import describe_original, open_original
 
 from .made import Package, load_dequantised, logits_of, random_model, relative_error, save, write_gguf
 from .test_bad_input import edit, message, rewrite
@@ -71,6 +72,15 @@ def test_both_files_hold_the_same_model(kind: str, tmp_path: Path) -> None:
     for (name, one), (_, other) in zip(both[0].vectors(), both[1].vectors(), strict=True):
         assert np.array_equal(one, other), name
     assert len({(d.head_dim, d.context_length, d.rope_theta, d.family) for d in both}) == 1
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_a_package_as_a_checkpoint(kind: str, tmp_path: Path) -> None:
+    """What a variant is made against, where a model exists as a package only."""
+    model = plain(kind, head_dim=16)
+    export(save(model, tmp_path / "hf"), tmp_path / "pkg", quant="f32")
+    original, package = open_original(tmp_path / "hf"), open_original(tmp_path / "pkg")
+    assert fingerprint(package, describe_original(package)) == fingerprint(original, describe_original(original))
 
 
 def without(path: Path, name: str) -> None:
