@@ -18,7 +18,6 @@ from edgerun.attention.spec import quality as calibrated
 from edgerun.calibration.budget import split
 from edgerun.engine.batch import Rows, run_record
 from edgerun.errors import EdgerunError, OptionError
-from edgerun.package.reader import MODEL
 from edgerun.program.encode import CacheType, Compute, encode
 from edgerun.program.open import open_package
 from edgerun.rope import RotaryTable
@@ -134,7 +133,6 @@ class Model:
             compute=compute,
             cache=cache,
             max_rows=min(prefill_rows(self.package.config.intermediate_size), self.context),
-            path=self.package.folder / MODEL,
         )
         self.vocab_size = program.vocab_size
         self.heads = Heads.of(program, cache, self.context)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgerun.program.codes import ATTENTION
 from edgerun.progress import Progress, silent
 from edgerun_kernels.record import Field, Run
-from edgerun_kernels.reference import rope, unpack_page
+from edgerun_kernels.reference import rms_norm, rope, unpack_page
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -69,13 +69,16 @@ class Capture:
         return keys, values
 
     def _keep(self, layer: int, run: NDArray[np.int64]) -> None:
-        """Before a layer's attention: its queries lie in the arena, not yet rotated."""
+        """Before a layer's attention: its queries lie in the arena, not yet normalised and rotated."""
         op, first, count = self._ops[layer], int(run[Run.POSITION]), int(run[Run.N_ROWS])
         low, high = np.searchsorted(self.positions, (first, first + count))
         rows = self.positions[low:high] - first
         heads, dim = self._queries.shape[2:]
         stride = int(op[Field.Q_STRIDE]) // 4
         q = _floats(int(run[Run.ARENA] + op[Field.Q]), count * stride).reshape(count, stride)[rows, : heads * dim]
+        if op[Field.Q_NORM]:
+            epsilon = float(np.int64(op[Field.EPSILON]).view(np.float64))
+            q = rms_norm(q.reshape(-1, dim), _floats(int(op[Field.Q_NORM]), dim), epsilon)
         cos, sin = (
             _floats(int(run[field]), (first + count) * dim // 2).reshape(-1, dim // 2)[first + rows]
             for field in (Run.COS, Run.SIN)

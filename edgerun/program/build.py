@@ -18,7 +18,7 @@ import numpy as np
 
 from edgerun.package.config import Config
 from edgerun.package.layout import Part, parts
-from edgerun.package.operators import EMBEDS, GATES, LINEARS
+from edgerun.package.operators import ATTENTIONS, EMBEDS, GATES, LINEARS
 from edgerun.package.problem import damaged, quoted
 from edgerun.package.tensors import Wanted
 from edgerun.program.graph import LOGITS, POSITIONS, TOKENS, Node, check_interface, past, present, read_nodes, wrong
@@ -88,10 +88,10 @@ class _Builder:
             "RotaryCosSin": self._rotary,
             "CausalMask": self._mask,
             "RMSNormalization": self._norm,
-            "Attention": self._attention,
             "Add": self._add,
             **dict.fromkeys(EMBEDS, self._embed),
             **dict.fromkeys(LINEARS, self._linear),
+            **dict.fromkeys(ATTENTIONS, self._attention),
             **dict.fromkeys(GATES, self._gate),
         }
         for node in self.nodes:
@@ -139,10 +139,7 @@ class _Builder:
         width = self._reads(node, 0).width
         self._equals(node, "axis", -1)
         self._equals(node, "stash_type", 1)
-        epsilon = float(node.attributes["epsilon"])
-        if np.float32(epsilon) != np.float32(self.config.rms_norm_eps):
-            stated = f"rms_norm_eps is {self.config.rms_norm_eps} in edgerun.json"
-            raise self._wrong(node, f"has epsilon {epsilon:g}, but {stated}")
+        epsilon = self._epsilon(node)
         weight = self._vector(node, node.inputs[1], width)
         self._give(node, Norm(node.name, node.inputs[0], node.outputs[0], weight, epsilon), width)
 
@@ -167,14 +164,18 @@ class _Builder:
                 expected = f"expected {n_heads} heads of {config.head_dim}"
                 raise self._wrong(node, f"reads {quoted(node.inputs[at])} of {width} features, {expected}")
         kinds: tuple[Kind, ...] = ("cosines", "sines", "a mask")
+        shared = node.spec.inputs.index("cos")
         for at, kind in enumerate(kinds):
-            self._reads(node, 3 + at, kind)
-        self._graph_inputs(node, 6, *past(layer))
+            self._reads(node, shared + at, kind)
+        self._graph_inputs(node, shared + 3, *past(layer))
         if node.outputs[1:] != present(layer):
             raise self._wrong(node, f"does not give {' and '.join(present(layer))}")
         self.n_layers += 1
         q, k, v = node.inputs[:3]
         op = Attention(node.name, q, k, v, node.outputs[0], layer, **heads, scale=scale)
+        if node.operator == "QKNormAttention":
+            q_norm, k_norm = (self._vector(node, name, config.head_dim) for name in node.inputs[3:5])
+            op = replace(op, q_norm=q_norm, k_norm=k_norm, epsilon=self._epsilon(node))
         self._give(node, op, config.n_heads * config.head_dim)
 
     def _gate(self, node: Node) -> None:
@@ -253,6 +254,14 @@ class _Builder:
         for found, name in zip(node.inputs[at:], expected, strict=False):
             if found != name:
                 raise self._wrong(node, f"reads {quoted(found)}, expected {quoted(name)}")
+
+    def _epsilon(self, node: Node) -> float:
+        """What norms add to the mean square, which is the same for all."""
+        epsilon = float(node.attributes["epsilon"])
+        if np.float32(epsilon) != np.float32(self.config.rms_norm_eps):
+            stated = f"rms_norm_eps is {self.config.rms_norm_eps} in edgerun.json"
+            raise self._wrong(node, f"has epsilon {epsilon:g}, but {stated}")
+        return epsilon
 
     def _equals(self, node: Node, name: str, value: int) -> None:
         if node.attributes[name] != value:

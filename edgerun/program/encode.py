@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.package.problem import damaged, quoted
 from edgerun.program.arena import Arena
 from edgerun.program.codes import ATTENTION, COMPACT, EMBED, GATE, LINEAR, LINEAR_FLOAT, LINEAR_TERNARY, TILE_BYTES
 from edgerun.program.ops import Attention, Embed, Gate, Linear, Matrix, Norm, Program, Vector, reads
@@ -90,7 +88,6 @@ def encode(
     compute: Compute,
     cache: CacheType,
     max_rows: int,
-    path: Path = Path("model.onnx"),
 ) -> Tape:
     """The tape of a program for teams of ``n_threads`` and runs of up to ``max_rows`` tokens.
 
@@ -98,9 +95,8 @@ def encode(
     compute: "mixed", "int16" and "int8" quantise activations before q4 and q8 layers (see THRESHOLDS), "float32" does
     not.
     cache: element type of keys and values.
-    path: of the file, for errors. Raises PackageError for an op that has no kernel.
     """
-    return _Encoding(program, tensor, n_threads, compute, cache, max_rows, path).tape()
+    return _Encoding(program, tensor, n_threads, compute, cache, max_rows).tape()
 
 
 class _Encoding:
@@ -112,9 +108,8 @@ class _Encoding:
         compute: Compute,
         cache: CacheType,
         max_rows: int,
-        path: Path,
     ) -> None:
-        self.program, self.tensor, self.path = program, tensor, path
+        self.program, self.tensor = program, tensor
         self.compute, self.cache = compute, cache
         self.n_threads, self.max_rows = n_threads, max_rows
         self.arena = Arena(max_rows, n_threads)
@@ -403,10 +398,14 @@ class _Encoding:
         self.encoded.append(Encoded(op, (record,)))
         self._define(op.y, _Value(gate.offset, gate.width, by_features=True))
 
+    def _head_norm(self, kind: Literal["q_norm", "k_norm"], vector: Vector, record: int) -> dict[str, int]:
+        """Fields of attention, which looks itself for what variants make of a norm; ``record``: its own."""
+        weight = self._padded(vector, 1)
+        self.sites.append(Site(vector.name, kind, (record,), weight))
+        norm, site = ("Q_NORM", "Q_SITE") if kind == "q_norm" else ("K_NORM", "K_SITE")
+        return {norm: self._address(weight), site: len(self.sites) - 1}
+
     def _attention(self, op: Attention) -> None:
-        if op.q_norm is not None or op.k_norm is not None:
-            what = f"no kernel for node {quoted(op.name)} (Attention): norms of queries and keys"
-            raise damaged(self.path, what, "upgrade edgerun (pip install --upgrade edgerun)")
         head_bytes = kv_head_bytes(self.cache, op.head_dim)
         if self.attention_scratch is None:
             private = _pad(attention_scratch_bytes(op.head_dim), 64)
@@ -436,6 +435,12 @@ class _Encoding:
             "SCRATCH": scratch,
             "SCRATCH_PRIVATE": private,
         }
+        if op.epsilon is not None:
+            fields["EPSILON"] = self._float_bits(op.epsilon)
+        if op.q_norm is not None:
+            fields |= self._head_norm("q_norm", op.q_norm, len(self.records) + 1)
+        if op.k_norm is not None:
+            fields |= self._head_norm("k_norm", op.k_norm, len(self.records) + 1)
         runs = self._emit(f"{op.name}.runs", COMPACT[self.cache], **fields)
         attend = self._emit(op.name, ATTENTION[self.cache], **fields)
         self._wait()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgerun.program.ops import Op
 
-SiteKind = Literal["linear", "embedding", "norm", "bias"]
+SiteKind = Literal["linear", "embedding", "norm", "bias", "q_norm", "k_norm"]
 
 
 class Site(NamedTuple):

@@ -111,6 +111,8 @@ class Field(IntEnum):
     Q_NORM = 8  # attention, in the weights' places: addresses, float32 [head_dim], of the RMS norms of queries and
     STATE = 9  # byte offset of this layer's LayerState in the sequence's ATTENTION
     K_NORM = 10  # keys of every head, before RoPE; 0: none
+    Q_SITE = 29  # the indexes of these norms in a sequence's VARIANT
+    K_SITE = 30
     INPUT = 15  # linear layers, in attention's places: arena offset of the input in float32,
     INPUT_STRIDE = 30  # bytes from row to row
     INPUT_PRIVATE = 31  # and, when one row runs, from thread to thread

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edgerun.errors import PackageError
+from edgerun.package import operators
 from edgerun.program.open import open_package
 from tests.package import tiny
 from tests.package.tiny import Parts, Shape
@@ -331,6 +332,39 @@ def test_the_scale_of_ternary_weights_is_finite_and_positive(tmp_path: Path, val
 
 def attribute(parts: Parts, node: str, name: str) -> onnx.AttributeProto:
     return next(a for a in parts.node(node).attribute if a.name == name)
+
+
+HEAD_NORMS: list[tuple[Change, str]] = [
+    (lambda p: p.initializer("layers.1.attention.k_norm.weight").dims.__setitem__(0, 5),
+     "tensor 'layers.1.attention.k_norm.weight' has shape [5], expected [6]"),
+    (lambda p: set_value(p, "layers.0.attention.q_norm.weight", 1, np.nan),
+     "tensor 'layers.0.attention.q_norm.weight' has nan at index 1"),
+    (lambda p: (drop(p, "layers.0.attention.q_norm.weight"),
+                p.node("layers.0.attention").input.__setitem__(3, "layers.0.attention.q_proj")),
+     "tensor 'layers.0.attention.q_proj' of node 'layers.0.attention' is missing"),
+    (lambda p: p.node("layers.0.attention").input.__setitem__(4, "final_norm.weight"),
+     "node 'layers.0.attention' share tensor 'final_norm.weight' but not its shape"),
+    (lambda p: p.node("layers.0.attention").input.pop(), "has 9 inputs and 3 outputs, expected 10 and 3"),
+    (lambda p: p.node("layers.0.attention").input.__setitem__(5, "rope.sin"),
+     "reads 'rope.sin', which is sines, expected cosines"),
+    (lambda p: setattr(attribute(p, "layers.1.attention", "epsilon"), "f", 1e-3),
+     "node 'layers.1.attention' has epsilon 0.001, but rms_norm_eps is 1e-05"),
+    (lambda p: setattr(attribute(p, "layers.1.attention", "n_heads"), "i", 2), "has n_heads 2, expected 4"),
+    (lambda p: setattr(p.node("layers.0.attention"), "op_type", "Attention"), "has 10 inputs and 3 outputs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), HEAD_NORMS, ids=[message for _, message in HEAD_NORMS])
+def test_norms_of_heads(tmp_path: Path, change: Change, message: str) -> None:
+    def changed(parts: Parts) -> None:
+        change(parts)
+        used = operators.functions({node.op_type for node in parts.model.graph.node if node.domain})
+        del parts.model.functions[:]
+        parts.model.functions.extend(used)
+
+    shape = Shape(head_norms=True)
+    assert open_package(tiny.make(tmp_path / "good", shape)).config.head_dim == 6
+    assert message in refused(tiny.make(tmp_path / "bad", shape, changed))
 
 
 def swap(parts: Parts, first: int, second: int) -> None:
