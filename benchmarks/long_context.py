@@ -51,7 +51,7 @@ def filled(model: edgerun.Model, attention: str, tokens: list[int], page: np.nda
     state = session.state
     if state is not None and state.runs is not None:
         compact = (Op.COMPACT_F16, Op.COMPACT_F32, Op.COMPACT_Q8)
-        ops = np.ascontiguousarray(session.tape.ops[np.isin(session.tape.ops[:, Field.CODE], compact)])
+        ops = np.ascontiguousarray(session.model.tape.ops[np.isin(session.model.tape.ops[:, Field.CODE], compact)])
         table = np.array([page.ctypes.data for page in pages], np.int64)
         record = np.zeros(Run.COUNT, np.int64)
         record[Run.ARENA], record[Run.PAGES] = model._arena.ctypes.data, table.ctypes.data

@@ -24,15 +24,16 @@ import numpy as np
 
 from edgerun import Model
 from edgerun.hub import resolve
-from edgerun.lowering.tape import Tape
 from edgerun.package.layout import GROUP, ROWS, pack, unpack
+from edgerun.program.encode import WHERE_SKIPPED
+from edgerun.program.tape import Tape
 from edgerun.sparsity import layout
+from edgerun.sparsity.policy import LINES, most_columns, n_parts
 from edgerun.sparsity.projections import TERNARY, Projection
-from edgerun.sparsity.tape import WHERE_SKIPPED, most_columns, n_parts
 from edgerun_kernels import reference
 from edgerun_kernels.load import kernels
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import Field, Op, Run, list_scratch_bytes, ternary_scratch_bytes
+from edgerun_kernels.record import Field, Keep, Op, Run, Skip, list_scratch_bytes, ternary_scratch_bytes
 from edgerun_kernels.team import Team
 
 LAYERS = {
@@ -46,13 +47,7 @@ LAYERS = {
     "q, k, v of 2560": ((2560, 640, 640), 2560),
     "gate, up of 6912x2560": ((6912, 6912), 2560),
 }
-CODES = {
-    "q4": (Op.COLUMNS_Q4, Op.LINEAR_Q4, Op.JOIN_COLUMNS),
-    "q4m": (Op.COLUMNS_Q4, Op.LINEAR_Q4, Op.JOIN_COLUMNS),
-    "q8": (Op.COLUMNS_Q8, Op.LINEAR_Q8, Op.JOIN_COLUMNS),
-    "ternary": (Op.COLUMNS_TERNARY, Op.LINEAR_TERNARY, Op.JOIN_TERNARY),
-}
-"""What skips columns, what takes all, and what joins or takes all."""
+CODES = {"q4": Op.LINEAR_Q4, "q4m": Op.LINEAR_Q4, "q8": Op.LINEAR_Q8, "ternary": Op.LINEAR_TERNARY}
 BYTES = 240 << 20
 
 
@@ -77,14 +72,16 @@ class Layers:
         self.stored = [[_mapped(one, folder / f"{i}.{j}") for j, one in enumerate(stored)] for i in range(self.copies)]
         self.columns = [_mapped(columns, folder / f"{i}.columns") for i in range(self.copies)]
 
-    def tapes(self, skip: float, n_threads: int, arena: int) -> tuple[Any, Any, list[Any]]:
-        """Dense and sparse, and the inputs, which must live as long. arena: bytes that its first use takes."""
+    def tape(self, skip: float, n_threads: int, arena: int) -> tuple[Any, Any, list[Any]]:
+        """The tape, the table with which its columns are skipped, and the inputs, which must live as long. arena: its
+        address."""
         rng = np.random.default_rng(1)
         k, stack = self.projection.k, self.projection.stack
         ternary = self.projection.fmt in TERNARY
         private = -(-(ternary_scratch_bytes(stack, k) if ternary else list_scratch_bytes(k)) // 64) * 64
-        dense, sparse, inputs = [], [], []
-        for stored, columns in zip(self.stored, self.columns, strict=True):
+        table = aligned(8 * Skip.COUNT * (1 + self.copies)).view(np.int64).reshape(-1, Skip.COUNT)
+        ops, inputs = [], []
+        for i, (stored, columns) in enumerate(zip(self.stored, self.columns, strict=True), 1):
             values = rng.standard_normal((1, k)).astype(np.float32)
             values[0, rng.permutation(k)[: round(skip * k)]] = 0
             if ternary:
@@ -94,34 +91,42 @@ class Layers:
             tile = aligned(len(made))
             tile[:] = made
             inputs.append(tile)
-            shared = {"X": _address(tile) - arena, "K": k, "MOST": self.most, "PARTS": n_parts(self.projection)}
-            shared |= {"SCRATCH": 0, "SCRATCH_PRIVATE": private, "SUMS": private * n_threads, "STACK": stack}
-            code, dense_code, join = CODES[self.projection.fmt]
-            n = stack if ternary else sum(self.projection.rows)
-            sparse.append(_record(code, columns, N=n, BARRIER=WHERE_SKIPPED, **shared))
+            shared = {"X": _address(tile) - arena, "K": k, "PROJECTION": i}
+            policy = {
+                Skip.KEEP: Keep.NONZERO,
+                Skip.LINES: LINES[self.projection.fmt],
+                Skip.MOST: self.most,
+                Skip.PARTS: n_parts(self.projection),
+                Skip.STACK: stack,
+                Skip.LISTS_PRIVATE: private,
+                Skip.SUMS: private * n_threads,
+            }
+            for suffix, field in (("q", Skip.W), ("d", Skip.D), ("m", Skip.M)):
+                policy[field] = _address(columns[suffix]) if suffix in columns else 0
+            for field, value in policy.items():
+                table[i, field] = value
+            ops.append(_record(Op.SKIP_COLUMNS, {}, BARRIER=WHERE_SKIPPED, **shared))
             y = private * n_threads + 4 * n_parts(self.projection) * stack
             start = 0
             for one, n in zip(stored, self.projection.rows, strict=True):
-                fields = shared | {"N": n, "Y": y + 4 * start, "START": start, "DENSE": dense_code}
-                dense.append(_record(dense_code, one, **fields))
-                if ternary:
-                    fields |= {"UP": fields["X"], "SUMS": 0, "STACK": private}
-                sparse.append(_record(join, one, **fields))
+                fields = shared | {"N": n, "Y": y + 4 * start, "START": start}
+                ops.append(_record(CODES[self.projection.fmt], one, **fields))
                 start += -(-n // ROWS) * ROWS
-            dense[-1][Field.BARRIER] = sparse[-1][Field.BARRIER] = 1
-        return np.stack(dense), np.stack(sparse), inputs
+            ops[-1][Field.BARRIER] = 1
+        return np.stack(ops), table, inputs
 
     def speeds(self, skip: float, n_threads: int, repeat: int) -> tuple[float, float]:
-        """Seconds of the dense and of the sparse tape."""
+        """Seconds of the tape, dense and sparse."""
         room = aligned(64 << 20)
-        dense, sparse, inputs = self.tapes(skip, n_threads, _address(room))
+        tape, table, inputs = self.tape(skip, n_threads, _address(room))
         run = np.zeros(Run.COUNT, np.int64)
         run[Run.ARENA], run[Run.N_ROWS], run[Run.N_OUT] = _address(room), 1, 1
         times: dict[str, list[float]] = {"dense": [], "sparse": []}
         team = Team(kernels(), n_threads)
         try:
             for _ in range(repeat + 1):
-                for name, tape in (("dense", dense), ("sparse", sparse)):
+                for name, policies in (("dense", 0), ("sparse", _address(table))):
+                    run[Run.SPARSITY] = policies
                     start = time.perf_counter()
                     team.run(_address(tape), len(tape), _address(run))
                     times[name].append(time.perf_counter() - start)

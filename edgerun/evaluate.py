@@ -122,7 +122,7 @@ class ModelScorer:
         self._session = model.session(attention=attention, sparsity=sparsity)
         self.stepwise = self._session.acts_in_decoding if stepwise is None else stepwise
         self._read = self._exact = self._kept = self._all = self._decoded = 0
-        self._measured = np.zeros((2, len(self._session.tape.ops)), np.int64)
+        self._measured = np.zeros((2, len(self._session.model.tape.ops)), np.int64)
 
     @property
     def bos_id(self) -> int | None:
@@ -147,7 +147,8 @@ class ModelScorer:
         """The share of the weights' bytes that was left unread for the tokens scored so far; None without sparsity."""
         if self._session.sparsity == NONE:
             return None
-        return weight_bytes_skipped(self._session.tape, self._measured[1], self._decoded)
+        session = self._session
+        return weight_bytes_skipped(session.model.tape, session.policy, self._measured[1], self._decoded)
 
     def _watched(self, scored: Iterator[Logits]) -> Iterator[Logits]:
         """Counts the columns that are read, of this session alone."""

@@ -24,9 +24,8 @@ from edgerun.engine.runner import Runner
 from edgerun.engine.sequence import Cache, Sequence
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.generate import Generation
-from edgerun.lowering import lower
-from edgerun.lowering.lower import CacheType, Compute
-from edgerun.package.reader import open_package
+from edgerun.program.encode import CacheType, Compute, encode
+from edgerun.program.open import open_package
 from edgerun.progress import Progress, silent
 from edgerun.saved import fill, read
 from edgerun.session import Session, check_tokens
@@ -136,16 +135,17 @@ class Model:
             self.kernels = kernels()
         except KernelError as error:
             raise EdgerunError(str(error)) from error
-        self.tape = lower(
-            self.package,
+        program = self.package.program
+        self.tape = encode(
+            program,
+            self.package.tensor,
             n_threads=self.threads,
             compute=compute,
             cache=cache,
             max_rows=min(prefill_rows(self.package.config.intermediate_size), self.context),
         )
-        self.vocab_size = self.tape.vocab_size
-        config = self.package.config
-        self.heads = Heads(config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim, cache, self.context)
+        self.vocab_size = program.vocab_size
+        self.heads = Heads.of(program, cache, self.context)
         self.variants = Variants(self.package, self.tape)
         """The variants that were used, mapped and ready; see ``Variants``."""
         self.variant = "none" if variant is None else os.fspath(variant)
@@ -154,7 +154,7 @@ class Model:
         self.attention, self.sparsity = FULL, NONE
         self.attention, self.sparsity = self._policies(attention, sparsity)
         self.variants.table(self.variant)
-        self.sparsities.tape(self.tape, self.sparsity)
+        self.sparsities.policy(self.sparsity)
         _return_memory()
         retained = retained_bytes() if cache_bytes is None else cache_bytes
         self.kv_cache = Cache(self.heads, self.tape.page_bytes, cache_bytes, retained)
@@ -187,8 +187,8 @@ class Model:
 
     def open_session(self, variant: str = "none", attention: Attention = EXACT, sparsity: str = NONE) -> Session:
         """A new session with policies that have been read already; by default an exact one. See ``session``."""
-        table, tape = self.variants.table(variant), self.sparsities.tape(self.tape, sparsity)
-        return Session(self, Sequence(self.kv_cache, attention, table, tape, sparsity), variant)
+        table, policy = self.variants.table(variant), self.sparsities.policy(sparsity)
+        return Session(self, Sequence(self.kv_cache, attention, table, policy, sparsity), variant)
 
     def _policies(self, attention: str | None, sparsity: str | None) -> tuple[str, str]:
         """What is run in the place of these; of a budget that is for both, the two parts."""

@@ -7,18 +7,20 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.package import triples
+from edgerun.sparsity.projections import TERNARY
 from edgerun_kernels.record import GROUP, PAGE, ROWS, SUPER_GROUPS, Field, Op
 
 if TYPE_CHECKING:
-    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
+    from edgerun.program.tape import Tape
     from edgerun.session import Session
+    from edgerun.sparsity.policy import Policy
 
 _Q4, _Q8, _Q6K = 4 * 64 + 2 * ROWS, 8 * 64 + 2 * ROWS, 6 * 64 + 2 * ROWS // SUPER_GROUPS
 _GROUP_BYTES = {
@@ -30,22 +32,25 @@ _GROUP_BYTES = {
     Op.LINEAR_Q6K_FLOAT: _Q6K,
     Op.LINEAR_TERNARY: 2 * 64,
     Op.LINEAR_TERNARY_COLUMNS: 2 * 64,
-    Op.COLUMNS_TERNARY: 2 * 64,
-    Op.COLUMNS_Q4: _Q4,
-    Op.COLUMNS_Q8: _Q8,
-    Op.COLUMNS_DELTA_Q4: _Q4,
-    Op.COLUMNS_DELTA_Q8: _Q8,
 }
 """Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
-_BY_COLUMN = (
+_COLUMNS = {
+    "q4": (4 * 64, 2 * ROWS),
+    "q4m": (4 * 64, 4 * ROWS),
+    "q8": (8 * 64, 2 * ROWS),
+    "ternary": (2 * 64, 0),
+    "ternary_triples": (2 * 64, 0),
+}
+"""The same of projections that lie column by column beside the package: of the columns, and of scales and minima."""
+_HAVE_PROJECTION = (
+    Op.SKIP_COLUMNS,
+    Op.LINEAR_Q4,
+    Op.LINEAR_Q8,
+    Op.LINEAR_TERNARY,
+    Op.LINEAR_TERNARY_TRIPLES,
     Op.LINEAR_TERNARY_COLUMNS,
-    Op.COLUMNS_TERNARY,
-    Op.COLUMNS_Q4,
-    Op.COLUMNS_Q8,
-    Op.COLUMNS_DELTA_Q4,
-    Op.COLUMNS_DELTA_Q8,
+    Op.GATHER_COLUMNS,
 )
-"""Whose bytes those of the columns that they read are, and of q4 and q8 the scales."""
 _ATTENTION = (Op.ATTENTION_F16, Op.ATTENTION_F32, Op.ATTENTION_Q8)
 _KINDS = {
     Op.RMS_NORM: "norms",
@@ -53,12 +58,6 @@ _KINDS = {
     Op.QUANTIZE_ROWS: "quantisation of activations",
     Op.SWIGLU: "SwiGLU",
     Op.SQUARED_RELU: "squared ReLU",
-    Op.KEEP_LARGE: "keeping large inputs",
-    Op.KEEP_LARGE_ROW: "keeping large inputs",
-    Op.KEEP_CHANGES: "keeping changed inputs",
-    Op.JOIN_COLUMNS: "joining columns, or all of them",
-    Op.JOIN_DELTA: "joining columns, or all of them",
-    Op.JOIN_TERNARY: "joining columns, or all of them",
     Op.GATHER_ATTENTION: "attention, joining its parts",
     Op.COMPACT_F16: "attention, making runs",
     Op.COMPACT_F32: "attention, making runs",
@@ -90,7 +89,8 @@ class KindTime:
     share_of_bandwidth: float
     columns_skipped: float | None = None
     """Of a layer that leaves out columns whose input is zero: their share, 0 to 1. What they hold is not in bytes_read.
-    Where it may take all columns after all, what that takes stands beside, and its bytes here."""
+    The time to choose them is here; where it takes all columns after all, what that takes stands beside, under
+    "joining columns, or all of them", and its bytes here."""
 
 
 def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per_s: float) -> list[KindTime]:
@@ -99,7 +99,7 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
     gb_per_s: the memory's bandwidth with as many threads, which shares are taken of.
     """
     first, before = session.position, session.attended
-    measured = np.zeros((2, len(session.tape.ops)), np.int64)
+    measured = np.zeros((2, len(model.tape.ops)), np.int64)
     model.profile = measured
     start = time.perf_counter()
     try:
@@ -117,15 +117,16 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
     read: dict[str, int] = {}
     skipped: dict[str, list[float]] = {}
     whole = int(measured[0].sum())
-    for name, op, (spent, columns) in zip(session.tape.names, session.tape.ops, measured.T.tolist(), strict=True):
-        kind = _KINDS.get(Op(op[Field.CODE])) or re.sub(r"^layers\.\d+\.|\.gather$|\.columns$", "", name)
+    for name, op, (spent, columns) in zip(model.tape.names, model.tape.ops, measured.T.tolist(), strict=True):
+        kind = _kind(name, op, session.policy)
         times[kind] = times.get(kind, 0.0) + spent * us / whole
+        weights = _weights(op, session.policy)
         unread = 0
-        if op[Field.CODE] in _BY_COLUMN:
+        if weights.by_column:
             left_out = max(0.0, 1 - columns / len(tokens) / int(op[Field.K]))
             skipped.setdefault(kind, []).append(left_out)
-            unread = int(left_out * _column_bytes(op))
-        read[kind] = read.get(kind, 0) + _bytes_read(op, positions) - unread
+            unread = int(left_out * weights.by_column)
+        read[kind] = read.get(kind, 0) + weights.bytes + _cache_bytes(op, positions) - unread
     kinds = sorted(times, key=lambda kind: -times[kind])
     shares = {kind: sum(parts) / len(parts) for kind, parts in skipped.items()}
     return [
@@ -139,60 +140,104 @@ def _line(kind: str, us: float, whole: float, read: int, bandwidth: float, skipp
     return KindTime(kind, us, us / whole, read, speed, speed / bandwidth, skipped)
 
 
-def weight_bytes_skipped(tape: Tape, columns: NDArray[np.int64], n_tokens: int) -> float:
+def weight_bytes_skipped(tape: Tape, policy: Policy | None, columns: NDArray[np.int64], n_tokens: int) -> float:
     """The share of the weights' bytes (the output head's too) that n_tokens decoded tokens did not read, 0 to 1.
 
-    columns: int64 [ops], what they read together, as ``Model.profile`` collects it.
+    policy: what the tape ran with. columns: int64 [ops], what they read together, as ``Model.profile`` collects it.
     """
     whole = unread = 0.0
     for op, read in zip(tape.ops, columns.tolist(), strict=True):
-        if op[Field.CODE] in _ATTENTION:
-            continue
-        whole += _bytes_read(op, 0)
-        if op[Field.CODE] in _BY_COLUMN:
-            unread += max(0.0, 1 - read / max(n_tokens, 1) / int(op[Field.K])) * _column_bytes(op)
+        weights = _weights(op, policy)
+        whole += weights.bytes
+        if weights.by_column:
+            unread += max(0.0, 1 - read / max(n_tokens, 1) / int(op[Field.K])) * weights.by_column
     return unread / whole
 
 
-def weight_time_saved(tape: Tape, columns: NDArray[np.int64]) -> float:
+def weight_time_saved(tape: Tape, policy: Policy, columns: NDArray[np.int64]) -> float:
     """Of the time in which all weights are read, the share that tokens did not need, 0 to 1: a projection of which as
     many columns are read as pay at most takes as long as one of which all are.
 
-    columns: int64 [tokens, ops], what each token read.
+    policy: what the tape ran with. columns: int64 [tokens, ops], what each token read.
     """
     whole = saved = 0.0
     for op, read in zip(tape.ops, columns.T, strict=True):
-        if op[Field.CODE] in _ATTENTION:
-            continue
-        whole += _bytes_read(op, 0)
-        if op[Field.CODE] in _BY_COLUMN and op[Field.MOST]:
-            saved += float(np.maximum(0, 1 - read / int(op[Field.MOST])).mean()) * _column_bytes(op)
+        weights = _weights(op, policy)
+        whole += weights.bytes
+        index = _projection(op)
+        if weights.by_column and index in policy.chosen:
+            saved += float(np.maximum(0, 1 - read / policy.most(index)).mean()) * weights.by_column
     return saved / whole
 
 
 def bytes_a_token(tape: Tape, positions: int) -> tuple[int, int]:
-    """What a dense tape reads for a token with ``positions`` in the cache: weights, keys and values."""
-    read = [(op[Field.CODE] in _ATTENTION, _bytes_read(op, positions)) for op in tape.ops]
-    return sum(n for cached, n in read if not cached), sum(n for cached, n in read if cached)
+    """What a tape without policies reads for a token with ``positions`` in the cache: weights, keys and values."""
+    return sum(_weight_bytes(op) for op in tape.ops), sum(_cache_bytes(op, positions) for op in tape.ops)
 
 
-def _column_bytes(op: NDArray[np.int64]) -> int:
-    """What all columns hold, without scales and minima."""
-    blocks, groups = -(-int(op[Field.N]) // ROWS), -(-int(op[Field.K]) // GROUP)
-    whole: int = _GROUP_BYTES[Op(op[Field.CODE])] // 64 * 64
-    return blocks * groups * whole
+class _Weights(NamedTuple):
+    """What an op reads of weights at most; and of that, what is in columns that it may leave unread, without scales and
+    minima."""
+
+    bytes: int
+    by_column: int = 0
 
 
-def _bytes_read(op: NDArray[np.int64], positions: float) -> int:
-    """What an op reads of weights or cache for one token with ``positions`` in the cache."""
+def _weights(op: NDArray[np.int64], policy: Policy | None) -> _Weights:
+    """Of layers whose columns a policy may leave unread, the op that chooses them reads all: where it chooses none, the
+    layers read as many."""
+    code, index = Op(op[Field.CODE]), _projection(op)
+    one = None if policy is None else policy.chosen.get(index)
+    if code == Op.LINEAR_TERNARY_COLUMNS:
+        return _Weights(_weight_bytes(op), _blocks(int(op[Field.N]), int(op[Field.K])) * 2 * 64)
+    if one is not None and one.projection.fmt in _COLUMNS:
+        if code != Op.SKIP_COLUMNS:
+            return _Weights(0)
+        projection, (codes, scales) = one.projection, _COLUMNS[one.projection.fmt]
+        blocks = _blocks(projection.stack if projection.fmt in TERNARY else sum(projection.rows), projection.k)
+        return _Weights(blocks * (codes + scales), blocks * codes)
+    return _Weights(_weight_bytes(op))
+
+
+def _kind(name: str, op: NDArray[np.int64], policy: Policy | None) -> str:
+    """What the time of an op counts as."""
+    code, index = Op(op[Field.CODE]), _projection(op)
+    one = None if policy is None else policy.chosen.get(index)
+    if code == Op.SKIP_COLUMNS:
+        if one is None:
+            return _KINDS[Op.QUANTIZE]  # it looks for a policy, and returns
+        name = one.projection.name
+    elif one is not None and one.projection.fmt in _COLUMNS:
+        return "joining columns, or all of them"
+    return _KINDS.get(code) or re.sub(r"^layers\.\d+\.|\.gather$", "", name)
+
+
+def _projection(op: NDArray[np.int64]) -> int:
+    """Which record of a policy's table is of an op's projection; 0: none."""
+    return int(op[Field.PROJECTION]) if op[Field.CODE] in _HAVE_PROJECTION else 0
+
+
+def _blocks(rows: int, k: int) -> int:
+    """Of 16 rows by 32 columns."""
+    return -(-rows // ROWS) * -(-k // GROUP)
+
+
+def _weight_bytes(op: NDArray[np.int64]) -> int:
+    """What an op reads of weights for one token, if it reads all."""
     code = Op(op[Field.CODE])
-    blocks, groups = -(-int(op[Field.N]) // ROWS), -(-int(op[Field.K]) // GROUP)
     if code in _GROUP_BYTES:
-        return blocks * groups * (_GROUP_BYTES[code] + (2 * ROWS if op[Field.M] else 0))
+        n_bytes = _GROUP_BYTES[code] + (2 * ROWS if op[Field.M] else 0)
+        return _blocks(int(op[Field.N]), int(op[Field.K])) * n_bytes
+    blocks = -(-int(op[Field.N]) // ROWS)
     if code == Op.LINEAR_TERNARY_TRIPLES:
         return math.prod(triples.shape(int(op[Field.N]), int(op[Field.K])))
     if code == Op.LINEAR_F32:
         return blocks * ROWS * 4 * int(op[Field.K])
-    if code in _ATTENTION:
-        return int(int(op[Field.N_KV_HEADS]) * int(op[Field.KV_HEAD_BYTES]) * positions / PAGE)
     return 0
+
+
+def _cache_bytes(op: NDArray[np.int64], positions: float) -> int:
+    """What it reads of the cache for one token with ``positions`` there."""
+    if op[Field.CODE] not in _ATTENTION:
+        return 0
+    return int(int(op[Field.N_KV_HEADS]) * int(op[Field.KV_HEAD_BYTES]) * positions / PAGE)

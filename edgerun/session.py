@@ -14,8 +14,8 @@ from edgerun.attention.state import Attended, AttentionState, RunCount
 from edgerun.engine.sequence import Sequence as EngineSequence
 from edgerun.errors import ContextError, OptionError
 from edgerun.generate import Generation
-from edgerun.lowering.tape import Tape
 from edgerun.saved import save
+from edgerun.sparsity.policy import Policy
 from edgerun.sparsity.spec import NONE
 from edgerun.text.options import SamplingOptions
 from edgerun_kernels.memory import aligned
@@ -54,9 +54,9 @@ class Session:
         return self.sequence.state
 
     @property
-    def tape(self) -> Tape:
-        """What it runs where one token is decoded."""
-        return self.sequence.tape
+    def policy(self) -> Policy | None:
+        """Which columns it leaves unread where one token is decoded; None: it reads all."""
+        return self.sequence.policy
 
     @property
     def tokens(self) -> list[int]:
@@ -211,7 +211,7 @@ class Session:
         tokens = ids.tolist()
         rows = sequence.begin(tokens, n_out, decodes=len(tokens) == 1)
         try:
-            self.model.runner.run([rows], logits, sequence.tape, sequence.running)
+            self.model.runner.run([rows], logits, sequence.policy, sequence.running)
         except BaseException:  # ctrl-C: what the policies have begun is taken back
             sequence.undone()
             raise

@@ -26,6 +26,20 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen_coder() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct as a Q4_K_M GGUF file of 491 MB. Skips as `smollm2` does."""
+    from edgerun.errors import HubError
+    from tests.real_models import QWEN_CODER, fetch
+
+    try:
+        return fetch(QWEN_CODER)
+    except HubError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"{QWEN_CODER.file_name} cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
 def prose() -> str:
     """About 1,850 words of ordinary English."""
     return (Path(__file__).parent / "data" / "prose.txt").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.deltallm import STEP, DeltaLLM
+from edgerun.program.ops import Program
 from edgerun_kernels.memory import HUGE, aligned
 from edgerun_kernels.record import BLOCK, LayerState, block_bytes, padded_head, undo_bytes
 
@@ -29,6 +30,11 @@ class Heads(NamedTuple):
     head_dim: int
     cache: str
     context: int
+
+    @classmethod
+    def of(cls, program: Program, cache: str, context: int) -> Heads:
+        """Those of a program."""
+        return cls(program.n_layers, program.n_heads, program.n_kv_heads, program.head_dim, cache, context)
 
 
 @dataclass

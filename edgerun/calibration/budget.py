@@ -20,8 +20,8 @@ from edgerun.sparsity.projections import projections
 from edgerun.sparsity.spec import NONE
 
 if TYPE_CHECKING:
-    from edgerun.lowering.tape import Tape
-    from edgerun.package.reader import Package
+    from edgerun.program.open import Package
+    from edgerun.program.tape import Tape
 
 
 def split(kl: float, package: Package, tape: Tape) -> tuple[str, str]:

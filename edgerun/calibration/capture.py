@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.lowering.lower import ATTENTION
+from edgerun.program.codes import ATTENTION
 from edgerun.progress import Progress, silent
 from edgerun_kernels.record import Field, Run
-from edgerun_kernels.reference import rope, unpack_page
+from edgerun_kernels.reference import rms_norm, rope, unpack_page
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -34,8 +34,8 @@ class Capture:
         self.n_tokens = len(tokens)
         self._cache = model.cache
         self._session = model.session("none", "full")
-        self._ops = [op for op in self._session.tape.ops if op[Field.CODE] in ATTENTION.values()]
-        at = [i for i, op in enumerate(self._session.tape.ops) if op[Field.CODE] in ATTENTION.values()]
+        self._ops = [op for op in self._session.model.tape.ops if op[Field.CODE] in ATTENTION.values()]
+        at = [i for i, op in enumerate(self._session.model.tape.ops) if op[Field.CODE] in ATTENTION.values()]
         shape = len(positions), int(self._ops[0][Field.N_HEADS]), int(self._ops[0][Field.HEAD_DIM])
         self._queries = np.empty((len(at), *shape), np.float32)
         model.stops = {index: partial(self._keep, layer) for layer, index in enumerate(at)}
@@ -69,13 +69,16 @@ class Capture:
         return keys, values
 
     def _keep(self, layer: int, run: NDArray[np.int64]) -> None:
-        """Before a layer's attention: its queries lie in the arena, not yet rotated."""
+        """Before a layer's attention: its queries lie in the arena, not yet normalised and rotated."""
         op, first, count = self._ops[layer], int(run[Run.POSITION]), int(run[Run.N_ROWS])
         low, high = np.searchsorted(self.positions, (first, first + count))
         rows = self.positions[low:high] - first
         heads, dim = self._queries.shape[2:]
         stride = int(op[Field.Q_STRIDE]) // 4
         q = _floats(int(run[Run.ARENA] + op[Field.Q]), count * stride).reshape(count, stride)[rows, : heads * dim]
+        if op[Field.Q_NORM]:
+            epsilon = float(np.int64(op[Field.EPSILON]).view(np.float64))
+            q = rms_norm(q.reshape(-1, dim), _floats(int(op[Field.Q_NORM]), dim), epsilon)
         cos, sin = (
             _floats(int(run[field]), (first + count) * dim // 2).reshape(-1, dim // 2)[first + rows]
             for field in (Run.COS, Run.SIN)

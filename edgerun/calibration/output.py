@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.package.layout import dequantise
-from edgerun.package.operators import OPERATORS
+from edgerun.program.ops import Linear, Norm
 
 if TYPE_CHECKING:
-    from edgerun.package.reader import Package
+    from edgerun.program.open import Package
 
 F32 = NDArray[np.float32]
 
@@ -20,16 +20,16 @@ class OutputProjection:
     """o_proj of one layer, [hidden, n_heads * head_dim], with the norm before it, where a family has one."""
 
     def __init__(self, package: Package, layer: int) -> None:
-        name = f"layers.{layer}.attention"
-        node = next(node for node in package.graph.node if node.name == f"{name}.o_proj")
-        spec = OPERATORS[node.op_type]
-        tensors = {part: package.tensor(found) for part, found in zip(spec.inputs[1:], node.input[1:], strict=True)}
-        sizes = {a.name: int(a.i) for a in node.attribute}
-        weight = dequantise(str(spec.weights), tensors, sizes["N"], sizes["K"])
-        norms = [n for n in package.graph.node if n.op_type == "RMSNormalization" and n.output[0] == node.input[0]]
-        self._normed = bool(norms)
-        if norms:
-            weight = weight * np.asarray(package.tensor(norms[0].input[1]), np.float32)
+        program = package.program
+        given = program.attentions[layer].y
+        norm = next((op for op in program.ops if isinstance(op, Norm) and op.x == given), None)
+        x = given if norm is None else norm.y
+        matrix = next(op.weights for op in program.ops if isinstance(op, Linear) and op.x == x)
+        tensors = {part: package.tensor(name) for part, name in matrix.tensors.items()}
+        weight = dequantise(matrix.format, tensors, matrix.n, matrix.k)
+        self._normed = norm is not None
+        if norm is not None:
+            weight = weight * np.asarray(package.tensor(norm.weight.name), np.float32)
         self._gram: F32 = weight.T @ weight
 
     def norm_scale(self, outputs: F32) -> F32:

@@ -16,7 +16,7 @@ from edgerun.cli.progress import resolve
 from edgerun.cli.terminal import human_bytes
 
 if TYPE_CHECKING:
-    from edgerun.package.reader import Package
+    from edgerun.program.open import Package
 
 _PARTS = ("embedding", "attention", "mlp", "norm", "output head", "other")
 
@@ -38,7 +38,7 @@ class Weight:
 @json_option
 def command(model: str, tensors: bool, as_json: bool) -> None:
     """Show what is in MODEL's package: shapes, formats, sizes, and where it came from."""
-    from edgerun.package.reader import open_package
+    from edgerun.program.open import open_package
 
     folder = resolve(model)
     package = open_package(folder)

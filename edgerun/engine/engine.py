@@ -263,7 +263,7 @@ class Engine:
         sequence = first.request.sequence
         try:
             if first.decodes and sequence.sparse:
-                self.runner.run(batch, self._logits, sequence.tape, sequence.running)
+                self.runner.run(batch, self._logits, sequence.policy, sequence.running)
             else:
                 self.runner.run(batch, self._logits)
         except BaseException:  # ctrl-C, in whoever makes this step: the requests stay as they were

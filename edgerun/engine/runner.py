@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from edgerun.engine.batch import Rows, RunRecord
 from edgerun.errors import EdgerunError
-from edgerun.lowering.tape import Tape
+from edgerun.program.tape import Tape
 from edgerun.rope import RotaryTable
+from edgerun.sparsity.policy import Policy
 from edgerun_kernels.load import Kernels
 from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import WINDOW_BYTES, Run
@@ -42,30 +43,31 @@ class Runner:
         self,
         batch: Sequence[Rows],
         logits: NDArray[np.float32],
-        tape: Tape | None = None,
+        sparsity: Policy | None = None,
         running: NDArray[np.uint8] | None = None,
     ) -> None:
         """One run of the tape over rows of one or several sequences, at most tape.max_rows together.
 
-        logits: [>= sum of n_out, tape.logits_stride], written for the wanted rows, in their order. tape: the
-        sequence's own. running: its running sums of activation sparsity, the tape's state_bytes, where one token runs.
+        logits: [>= sum of n_out, tape.logits_stride], written for the wanted rows, in their order. sparsity:
+        which columns it leaves unread where one token runs, and running: its state_bytes, if there are any.
         Raises EdgerunError once it is closed. Nothing else is checked here.
         """
-        tape = tape or self.tape
-        ops = tape.ops
+        ops = self.tape.ops
+        arena_bytes = self.tape.arena_bytes if sparsity is None else sparsity.arena_bytes
         with self._turn:
             if self._closed:
                 raise EdgerunError("the model is closed; load it again")
             self._rope.reach(max(rows.position + len(rows.tokens) for rows in batch))
-            if tape.arena_bytes + WINDOW_BYTES > len(self._arena):
-                self._arena = aligned(tape.arena_bytes + WINDOW_BYTES)
+            if arena_bytes + WINDOW_BYTES > len(self._arena):
+                self._arena = aligned(arena_bytes + WINDOW_BYTES)
             self._record.fill(batch)
             record = self._record.fields
             record[Run.ARENA] = self._arena.ctypes.data
             record[Run.LOGITS] = logits.ctypes.data
             record[Run.COS] = self._rope.cos.ctypes.data
             record[Run.SIN] = self._rope.sin.ctypes.data
-            record[Run.SPARSITY] = 0 if running is None else running.ctypes.data
+            record[Run.SPARSITY] = 0 if sparsity is None else sparsity.table.ctypes.data
+            record[Run.RUNNING] = 0 if running is None else running.ctypes.data
             measured = self.profile is not None and self.profile.shape[1] == len(ops)
             record[Run.PROFILE] = self.profile.ctypes.data if measured else 0  # type: ignore[union-attr]
             if self.stops:

@@ -16,9 +16,8 @@ from edgerun.engine.batch import Rows
 from edgerun.engine.pages import Page, PagePool
 from edgerun.engine.prefixes import Prefixes
 from edgerun.errors import EdgerunError
-from edgerun.lowering.tape import Tape
 from edgerun.package.calibration import parameters
-from edgerun.sparsity.spec import NONE
+from edgerun.sparsity.policy import Policy
 from edgerun.variants.table import VariantTable
 from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import BLOCK, PAGE
@@ -40,15 +39,15 @@ class Cache:
 class Sequence:
     """Tokens of one text and what a model keeps of them. Whoever uses one sees to it that nobody else does meanwhile.
 
-    table: of its variant, None without one. attention: its policies. tape: what it runs where one token runs. sparse:
-    whether activation sparsity makes its decoded tokens runs of their own. key: which other sequences make the same
-    keys and values of a text; None: nobody's are shared.
+    table: of its variant, None without one. attention: its policies. policy: of activation sparsity,
+    None without. sparse: whether that makes its decoded tokens runs of their own. key: which other sequences make the
+    same keys and values of a text; None: nobody's are shared.
     """
 
     def __init__(
-        self, cache: Cache, attention: Attention, table: VariantTable | None, tape: Tape, sparsity: str
+        self, cache: Cache, attention: Attention, table: VariantTable | None, policy: Policy | None, sparsity: str
     ) -> None:
-        self.cache, self.attention, self.table, self.tape, self.sparsity = cache, attention, table, tape, sparsity
+        self.cache, self.attention, self.table, self.policy, self.sparsity = cache, attention, table, policy, sparsity
         self.state = self._fresh_state()
         self.tokens: list[int] = []
         self.pages: list[Page | None] = []
@@ -64,7 +63,7 @@ class Sequence:
 
     @property
     def sparse(self) -> bool:
-        return self.sparsity != NONE
+        return self.policy is not None
 
     @property
     def key(self) -> tuple[Any, ...] | None:
@@ -93,8 +92,8 @@ class Sequence:
                 self.state.before(start, len(tokens))
             if len(tokens) > 1 or not decodes:
                 self.running = None  # several tokens change more than is worth sending
-            elif self.running is None and self.tape.state_bytes:
-                self.running = aligned(self.tape.state_bytes)
+            elif self.running is None and self.policy is not None and self.policy.state_bytes:
+                self.running = aligned(self.policy.state_bytes)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
         records = 0 if self.state is None else self.state.address
@@ -198,7 +197,7 @@ class Sequence:
 
     def fork(self) -> Sequence:
         """A sequence that holds the same, and goes its own way from here; no page is copied before it is written."""
-        other = Sequence(self.cache, self.attention, self.table, self.tape, self.sparsity)
+        other = Sequence(self.cache, self.attention, self.table, self.policy, self.sparsity)
         other._mixed = self._mixed
         other.share(self)
         if self.state is not None:

@@ -13,7 +13,7 @@ from edgerun.package.calibration import read_settings
 from edgerun.package.problem import damaged, shown
 
 FORMAT_VERSION = 1
-FAMILIES = ("llama", "bitnet")
+FAMILIES = ("llama", "bitnet", "qwen2", "qwen3")
 
 # Far above any model, and small enough that no product of a few of them overflows an int64.
 _LIMITS = {

@@ -59,6 +59,12 @@ OPERATORS: dict[str, OperatorSpec] = {
             ("y", "present_key", "present_value"),
             {"n_heads": "int", "n_kv_heads": "int", "head_dim": "int", "scale": "float"},
         ),
+        OperatorSpec(
+            "QKNormAttention",
+            ("q", "k", "v", "q_norm", "k_norm", "cos", "sin", "mask", "past_key", "past_value"),
+            ("y", "present_key", "present_value"),
+            {"n_heads": "int", "n_kv_heads": "int", "head_dim": "int", "scale": "float", "epsilon": "float"},
+        ),
         OperatorSpec("SwiGLU", ("gate", "up"), ("y",), {}),
         OperatorSpec("SquaredReLU", ("gate", "up"), ("y",), {}),
     )
@@ -81,6 +87,7 @@ FINGERPRINTS = {
     "RotaryCosSin": "d9dd59db631c4a0acfeba04b0baa3465",
     "CausalMask": "b51337256d82ba2224dc56d99a80ce25",
     "Attention": "25be848dc19ec7013fa8ee873f95eac9",
+    "QKNormAttention": "1b754c5f7f2ce64495e2f4f01afe3378",
     "SwiGLU": "7f7d6c8fc341e4861775b75a9eb4e8e1",
     "SquaredReLU": "893c7f5a742c2ba8360f871f17f8f044",
 }
@@ -92,6 +99,7 @@ _LINEAR = {fmt: f"Linear{suffix}" for suffix, (fmt, _) in _WEIGHTS.items()} | {
     "ternary_columns": "SparseBitLinear",
     "ternary_triples": "TripleBitLinear",
 }
+ATTENTIONS = ("Attention", "QKNormAttention")
 EMBEDS, LINEARS, GATES = tuple(_EMBED.values()), tuple(_LINEAR.values()), ("SwiGLU", "SquaredReLU")
 """Operators of which one stands in a place of the graph."""
 
@@ -494,6 +502,25 @@ _BODIES = {
     "Attention": """
     rotated_q = RotaryEmbedding <interleaved = 0, num_heads: int = @n_heads> (q, cos, sin)
     rotated_k = RotaryEmbedding <interleaved = 0, num_heads: int = @n_kv_heads> (k, cos, sin)
+    y, present_key, present_value = Attention
+        <q_num_heads: int = @n_heads, kv_num_heads: int = @n_kv_heads, scale: float = @scale>
+        (rotated_q, rotated_k, v, mask, past_key, past_value)
+""",
+    # of every head of q and k an RMSNorm first (Qwen3)
+    "QKNormAttention": """
+    head = Constant <value_int: int = @head_dim> ()
+    first = Constant <value_ints = [0]> ()
+    head_1 = Unsqueeze(head, first)
+    all_heads = Constant <value_ints = [0, 0, -1]> ()
+    head_shape = Concat <axis = 0> (all_heads, head_1)
+    q_heads = Reshape(q, head_shape)
+    k_heads = Reshape(k, head_shape)
+    q_normed = RMSNormalization <axis = -1, epsilon: float = @epsilon, stash_type = 1> (q_heads, q_norm)
+    k_normed = RMSNormalization <axis = -1, epsilon: float = @epsilon, stash_type = 1> (k_heads, k_norm)
+    q_rows = Reshape(q_normed, all_heads)
+    k_rows = Reshape(k_normed, all_heads)
+    rotated_q = RotaryEmbedding <interleaved = 0, num_heads: int = @n_heads> (q_rows, cos, sin)
+    rotated_k = RotaryEmbedding <interleaved = 0, num_heads: int = @n_kv_heads> (k_rows, cos, sin)
     y, present_key, present_value = Attention
         <q_num_heads: int = @n_heads, kv_num_heads: int = @n_kv_heads, scale: float = @scale>
         (rotated_q, rotated_k, v, mask, past_key, past_value)

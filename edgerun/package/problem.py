@@ -26,5 +26,5 @@ def shown(value: object) -> str:
 
 
 def _one_line(text: str, limit: int) -> str:
-    plain = "".join(c if c.isprintable() else "?" for c in text)
+    plain = text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
     return plain if len(plain) <= limit else plain[:limit] + "…"

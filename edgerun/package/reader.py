@@ -1,9 +1,9 @@
-"""Opening a model package: nothing of it reaches a kernel before all of it has been checked."""
+"""Reading the files of a package: edgerun.json, the graph, and the tensors that it wants, mapped."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ from edgerun.package.config import Config, read_config
 from edgerun.package.layout import Array
 from edgerun.package.problem import damaged, quoted
 from edgerun.package.proto import messages
-from edgerun.package.tensors import TensorReader, finite
-from edgerun.package.validate import check_graph, check_model
+from edgerun.package.tensors import TensorReader, Wanted, finite
+from edgerun.package.validate import check_model
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -24,65 +24,53 @@ _MODEL_LIMIT = 256 << 20
 """Bytes of model.onnx: a graph takes a few hundred KiB, weights belong in external data."""
 
 
-@dataclass(frozen=True)
-class Package:
-    """A model package whose every name, shape, type, size and offset has been checked.
+def read_model(root: Path) -> tuple[Config, ModelProto]:
+    """edgerun.json, and model.onnx with its functions checked, but nothing of its graph yet.
 
-    folder: where it is.  config: edgerun.json.  graph: the ONNX graph, of the one form that `validate` describes.
-    bytes: size of all its files.
+    Raises PackageError with one line that names the file, what is wrong and what to do.
     """
-
-    folder: Path
-    config: Config
-    graph: GraphProto = field(repr=False)
-    bytes: int
-    _tensors: dict[str, Array] = field(repr=False)
-
-    def tensor(self, name: str) -> Array:
-        """An initializer as a read-only view of the mapped file, in the stored layout (see edgerun.package.layout).
-
-        Raises PackageError if the graph has no initializer of that name.
-        """
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise damaged(self.folder / MODEL, f"there is no tensor {quoted(name)}") from None
-
-
-def open_package(folder: str | os.PathLike[str]) -> Package:
-    """Open and check a package folder, without reading its weights.
-
-    Raises PackageError with one line that names the file, the tensor, node or field, what is wrong and what to do.
-    """
-    root = Path(folder)
     _check_files(root)
     config = read_config(root / CONFIG)
     path = root / MODEL
     model = _parse(path)
-    try:
+    with texts(path, model):
         check_model(path, model)
-        wanted = check_graph(path, model.graph, config)
-        reader = TensorReader(path)
-        tensors: dict[str, Array] = {}
-        for tensor in model.graph.initializer:
-            if tensor.name in tensors:
-                raise damaged(path, f"tensor {quoted(tensor.name)} is there twice")
-            if tensor.name not in wanted:
-                raise damaged(path, f"tensor {quoted(tensor.name)} belongs to no node")
-            tensors[tensor.name] = reader.view(tensor, wanted[tensor.name].part)
-    except (UnicodeDecodeError, TypeError, AttributeError) as error:
-        # Protobuf decodes texts when they are read, and some versions give those that are no UTF-8 as bytes.
-        if isinstance(error, UnicodeDecodeError) or _has_broken_text(model):
-            raise damaged(path, "a name is no UTF-8") from error
-        raise
+    return config, model
+
+
+def map_tensors(root: Path, graph: GraphProto, wanted: Mapping[str, Wanted]) -> tuple[dict[str, Array], int]:
+    """The initializers by name, each as wanted, as read-only views of the mapped files; and the bytes of all files.
+
+    Raises PackageError for one that is missing, that nothing wants, or that is another than wanted.
+    """
+    path = root / MODEL
+    reader = TensorReader(path)
+    tensors: dict[str, Array] = {}
+    for tensor in graph.initializer:
+        if tensor.name in tensors:
+            raise damaged(path, f"tensor {quoted(tensor.name)} is there twice")
+        if tensor.name not in wanted:
+            raise damaged(path, f"tensor {quoted(tensor.name)} belongs to no node")
+        tensors[tensor.name] = reader.view(tensor, wanted[tensor.name].part)
     for name, want in wanted.items():
         if name not in tensors:
             raise damaged(path, f"tensor {quoted(name)} of node {quoted(want.node)} is missing")
         if want.vector:
             finite(path, name, tensors[name], positive=want.positive)
     size = sum((root / name).stat().st_size for name in (CONFIG, MODEL, *TEXT_FILES))
-    size += sum(len(data) for data in reader.files.values())
-    return Package(root, config, model.graph, size, tensors)
+    return tensors, size + sum(len(data) for data in reader.files.values())
+
+
+@contextmanager
+def texts(path: Path, model: ModelProto) -> Iterator[None]:
+    """A context in which a text of the model that is no UTF-8 raises PackageError when it is read."""
+    try:
+        yield
+    except (UnicodeDecodeError, TypeError, AttributeError) as error:
+        # Protobuf decodes texts when they are read, and some versions give those that are no UTF-8 as bytes.
+        if isinstance(error, UnicodeDecodeError) or _has_broken_text(model):
+            raise damaged(path, "a name is no UTF-8") from error
+        raise
 
 
 def _has_broken_text(message: Any) -> bool:

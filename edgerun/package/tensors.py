@@ -8,7 +8,7 @@ import mmap
 import os
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,16 @@ LINE = 64
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("u1"), 3: np.dtype("i1"), 10: np.dtype("<f2")}
 """TensorProto.DataType -> the element types that a package may hold."""
 _EXTERNAL = 1  # TensorProto.EXTERNAL
+
+
+class Wanted(NamedTuple):
+    """What an initializer must be. node: that wants it. vector: small, and its values must be finite (and positive, if
+    so said)."""
+
+    part: Part
+    node: str
+    vector: bool = False
+    positive: bool = False
 
 
 class TensorReader:

@@ -27,14 +27,13 @@ from edgerun.package.layout import dequantise, parts
 from edgerun.profile import weight_bytes_skipped, weight_time_saved
 from edgerun.progress import Progress, silent
 from edgerun.sparsity.capture import capture
-from edgerun.sparsity.delta import Delta
+from edgerun.sparsity.delta_activations import DeltaActivations
 from edgerun.sparsity.method import Method
+from edgerun.sparsity.policy import Chosen, Policy, make_policy, most_columns
 from edgerun.sparsity.projections import TERNARY, Projection, projections
-from edgerun.sparsity.tape import Chosen, most_columns, with_columns
 from edgerun.sparsity.threshold import Threshold
 
 if TYPE_CHECKING:
-    from edgerun.lowering.tape import Tape
     from edgerun.model import Model
 
 Array = NDArray[Any]
@@ -62,7 +61,7 @@ class Setting:
     error: float
 
     def made(self) -> Method:
-        return Threshold(at=self.at) if self.method == "threshold" else Delta(self.at)
+        return Threshold(at=self.at) if self.method == "threshold" else DeltaActivations(self.at)
 
 
 def calibrate(
@@ -159,7 +158,7 @@ def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array) -
     n_bytes = projection.run_bytes * projection.k
     found = []
     for method in METHODS[:1] if projection.fmt in TERNARY else METHODS:
-        most = most_columns(projection, Delta if method == "delta" else Threshold)
+        most = most_columns(projection, DeltaActivations if method == "delta" else Threshold)
         for at in GRID:
             if method == "threshold":
                 kept = size >= at * root
@@ -176,7 +175,7 @@ def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array) -
 
 
 def _unsent(inputs: Array, worth: Array, limits: Array, most: int) -> tuple[Array, Array]:
-    """Of delta: which inputs are sent, and what is missing of all."""
+    """Of delta activations: which inputs are sent, and what is missing of all."""
     sent, missing = np.empty(inputs.shape, bool), np.empty_like(inputs)
     reference = np.zeros(inputs.shape[1], np.float32)
     for t, (row, limit) in enumerate(zip(inputs, limits, strict=True)):
@@ -206,23 +205,24 @@ class _Text:
         self.wanted = self._log_p([])[0]
 
     def measure(self, chosen: Sequence[Chosen]) -> Measured:
-        log_p, tape, columns = self._log_p(chosen)
-        skipped = weight_bytes_skipped(tape, columns.sum(0), len(columns))
-        return Measured(float(kl(self.wanted, log_p).mean()), skipped, weight_time_saved(tape, columns))
+        log_p, policy, columns = self._log_p(chosen)
+        skipped = weight_bytes_skipped(self.model.tape, policy, columns.sum(0), len(columns))
+        saved = weight_time_saved(self.model.tape, policy, columns)
+        return Measured(float(kl(self.wanted, log_p).mean()), skipped, saved)
 
-    def _log_p(self, chosen: Sequence[Chosen]) -> tuple[Array, Tape, Array]:
-        """Of each decoded token [tokens, vocab_size], the tape that ran, and the columns each read [tokens, ops]."""
+    def _log_p(self, chosen: Sequence[Chosen]) -> tuple[Array, Policy, Array]:
+        """Of each decoded token [tokens, vocab_size], the policy that ran, and the columns each read [tokens, ops]."""
         session = self.model.session("none", sparsity="none")
-        session.sequence.tape = with_columns(self.model.tape, chosen, self.model.threads)
+        policy = session.sequence.policy = make_policy(self.model.tape, chosen, self.model.threads)
         session.prefill(self.tokens[: self.first])
-        measured = np.zeros((2, len(session.tape.ops)), np.int64)
+        measured = np.zeros((2, len(session.model.tape.ops)), np.int64)
         self.model.profile = measured
         try:
             rows = [(session.decode(token).copy(), measured[1].copy()) for token in self.tokens[self.first :]]
         finally:
             self.model.profile = None
         logits, columns = (np.stack(part) for part in zip(*rows, strict=True))
-        return log_softmax(logits), session.tape, np.diff(columns, axis=0, prepend=0)
+        return log_softmax(logits), policy, np.diff(columns, axis=0, prepend=0)
 
 
 def calibrate_package(

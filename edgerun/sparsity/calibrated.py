@@ -10,7 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 from edgerun.errors import OptionError, PackageError
-from edgerun.sparsity.delta import Delta
+from edgerun.sparsity.delta_activations import DeltaActivations
 from edgerun.sparsity.method import Method
 from edgerun.sparsity.threshold import Threshold
 
@@ -57,7 +57,7 @@ def methods_within(calibration: dict[str, Any], kl: float, where: str) -> dict[s
 
 
 def _methods(found: Any) -> dict[str, Method]:
-    kinds: dict[str, Any] = {"threshold": lambda at: Threshold(at=at), "delta": Delta}
+    kinds: dict[str, Any] = {"threshold": lambda at: Threshold(at=at), "delta": DeltaActivations}
     return {str(name): kinds[method](_number(at)) for name, (method, at) in found.items()}
 
 

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun import cache
-from edgerun.lowering.tape import Tape
 from edgerun.package import layout
 from edgerun.package.layout import GROUP, dequantise, unpack
 from edgerun.package.tensors import map_file
+from edgerun.program.tape import Tape
 from edgerun.sparsity.layout import pack, parts
 from edgerun.sparsity.projections import Projection
 
 if TYPE_CHECKING:
-    from edgerun.package.reader import Package
+    from edgerun.program.open import Package
 
 REVISION = 1
 """To be raised when ``layout`` or this file's form changes."""

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgerun.lowering.tape import Tape
+from edgerun.program.encode import ALWAYS
+from edgerun.program.ops import Attention, Gate, Linear, Norm, Op
+from edgerun.program.tape import Encoded, Tape
 from edgerun.sparsity.layout import LINE_ROWS, parts, stack_rows
-from edgerun_kernels.record import Field, Flag, Op
+from edgerun_kernels.record import Field
 
 Kind = Literal["qkv", "attention_output", "gate_up", "down"]
 KINDS: tuple[Kind, ...] = ("qkv", "attention_output", "gate_up", "down")
 TERNARY = ("ternary", "ternary_triples", "ternary_columns")
-_FORMATS = {
-    Op.LINEAR_Q4: "q4",
-    Op.LINEAR_Q8: "q8",
-    **dict(zip((Op.LINEAR_TERNARY, Op.LINEAR_TERNARY_TRIPLES, Op.LINEAR_TERNARY_COLUMNS), TERNARY, strict=True)),
-}
-_KINDS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "attention_output", "down_proj": "down"}
+FORMATS = ("q4", "q4m", "q8", *TERNARY)
+"""Of weights whose columns can be skipped."""
 
 
 @dataclass(frozen=True)
@@ -62,37 +59,70 @@ class Projection:
 
 def projections(tape: Tape) -> list[Projection]:
     """Those whose columns can be skipped, in the order in which they run: ternary layers, and those of 4 or 8 bits over
-    quantised activations, but for the output head."""
-    made: dict[int, int] = {}  # where a quantised input lies -> the record that wrote it last
-    found: dict[tuple[int, str], list[int]] = {}
-    for i, op in enumerate(tape.ops):
-        code = op[Field.CODE]
-        if code in (Op.QUANTIZE, Op.QUANTIZE_ROWS):
-            made[int(op[Field.Y])] = i
-        elif code in _FORMATS and not op[Field.FLAGS] & Flag.LOGITS:
-            found.setdefault((made[int(op[Field.X])], _format(op)), []).append(i)
-    return [_projection(tape, quantize, fmt, tuple(records)) for (quantize, fmt), records in found.items()]
+    quantised activations, but for the output head.
+
+    What columns come to lies in the same room for all inputs. So an input is left out whose layers threads may still
+    run while others begin with those of another; no known family has such layers.
+    """
+    found: dict[tuple[int, str], list[Encoded]] = {}
+    for encoded in tape.encoded:
+        op = encoded.op
+        if isinstance(op, Linear) and not op.head and op.format in FORMATS and encoded.quantised is not None:
+            found.setdefault((encoded.quantised, op.format), []).append(encoded)
+    shared = _overlapping(tape, found)
+    first: dict[int, str] = {}  # format of an input's layers: those of others have theirs in the name
+    roles = _Roles(tape)
+    made = []
+    for (quantise, fmt), layers in found.items():
+        other = "" if first.setdefault(quantise, fmt) == fmt else fmt
+        if quantise not in shared:
+            made.append(_projection(roles, quantise, fmt, other, layers))
+    return made
 
 
-def _projection(tape: Tape, quantize: int, fmt: str, records: tuple[int, ...]) -> Projection:
-    first = tape.names[records[0]]
-    kind = _KINDS.get(first.rpartition(".")[2], "gate_up")
-    layer = re.match(r"(?:layers\.\d+)?", first)
+def _projection(roles: _Roles, quantise: int, fmt: str, other: str, layers: Sequence[Encoded]) -> Projection:
+    ops = [encoded.op for encoded in layers if isinstance(encoded.op, Linear)]
+    kind = roles.kind(ops[0])
+    layer = re.match(r"(?:layers\.\d+)?", ops[0].name)
     assert layer is not None
-    name = ".".join(filter(None, (layer[0], kind, "" if fmt == _first_format(tape, quantize) else fmt)))
-    rows = tuple(int(tape.ops[i][Field.N]) for i in records)
-    return Projection(name, kind, fmt, quantize, records, rows, int(tape.ops[records[0]][Field.K]))  # type: ignore[arg-type]
+    name = ".".join(filter(None, (layer[0], kind, other)))
+    records, rows = tuple(encoded.records[0] for encoded in layers), tuple(op.weights.n for op in ops)
+    return Projection(name, kind, fmt, quantise, records, rows, ops[0].weights.k)
 
 
-def _format(op: NDArray[np.int64]) -> str:
-    fmt = _FORMATS[Op(op[Field.CODE])]
-    return "q4m" if fmt == "q4" and op[Field.M] else fmt
+class _Roles:
+    """What linear layers are for, by what they are given and who reads what they give."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._giver: dict[str, Op] = {encoded.op.y: encoded.op for encoded in tape.encoded}
+        self._attended: set[str] = set()
+        self._gated: set[str] = set()
+        for op in self._giver.values():
+            if isinstance(op, Attention):
+                self._attended |= {op.q, op.k, op.v}
+            elif isinstance(op, Gate):
+                self._gated |= {op.gate, op.up}
+
+    def kind(self, op: Linear) -> Kind:
+        """Of a layer that is none of a known block: "down"."""
+        if op.y in self._attended:
+            return "qkv"
+        if op.y in self._gated:
+            return "gate_up"
+        giver = self._giver[op.x]
+        while isinstance(giver, Norm):
+            giver = self._giver[giver.x]
+        return "attention_output" if isinstance(giver, Attention) else "down"
 
 
-def _first_format(tape: Tape, quantize: int) -> str:
-    """Of the layers of an input: those of others have their format in their name."""
-    x = tape.ops[quantize][Field.Y]
-    for op in tape.ops[quantize + 1 :]:
-        if op[Field.CODE] in _FORMATS and op[Field.X] == x:
-            return _format(op)
-    return ""
+def _overlapping(tape: Tape, found: Mapping[tuple[int, str], Sequence[Encoded]]) -> set[int]:
+    """The records that quantise inputs behind whose layers threads do not meet before the next input's begin."""
+    ends: dict[int, int] = {}
+    for (quantise, _), layers in found.items():
+        ends[quantise] = max(ends.get(quantise, 0), layers[-1].records[-1])
+    order = sorted(ends)
+    shared: set[int] = set()
+    for one, following in pairwise(order):
+        if not (tape.ops[ends[one] : following, Field.BARRIER] == ALWAYS).any():
+            shared |= {one, following}
+    return shared

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgerun.errors import OptionError
 from edgerun.sparsity.calibrated import methods_within
-from edgerun.sparsity.delta import Delta
+from edgerun.sparsity.delta_activations import DeltaActivations
 from edgerun.sparsity.method import Method
 from edgerun.sparsity.projections import KINDS
 from edgerun.sparsity.threshold import Threshold
@@ -91,7 +91,7 @@ def _delta(spec: str, numbers: dict[str, float]) -> Setting:
         at = numbers.pop(kind, of_all)
         if at < 0:
             raise OptionError(f"sparsity {spec!r}: {at:g} is negative; write at=0.5")
-        methods[kind] = Delta(at, int(refresh))
+        methods[kind] = DeltaActivations(at, int(refresh))
     return Setting(methods)
 
 

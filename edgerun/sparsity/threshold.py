@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.sparsity.columns import Columns
-from edgerun.sparsity.method import Room
-from edgerun.sparsity.projections import TERNARY, Projection
-from edgerun_kernels.record import Field, Op
+from edgerun_kernels.record import Keep, Skip
 
 
 @dataclass(frozen=True)
@@ -22,16 +19,7 @@ class Threshold:
     keep: float = 0.0
     at: float = 0.0
 
-    def records(
-        self, quantize: NDArray[np.int64], projection: Projection, columns: Columns, room: Room
-    ) -> list[NDArray[np.int64]]:
-        record = np.zeros(Field.COUNT, np.int64)
-        record[Field.CODE] = Op.KEEP_LARGE_ROW if projection.fmt in TERNARY else Op.KEEP_LARGE
-        record[Field.X], record[Field.X_PRIVATE] = quantize[Field.Y], quantize[Field.Y_PRIVATE]
-        record[Field.K] = projection.k
-        record[Field.W] = columns.worth.ctypes.data
-        record[Field.Y], record[Field.Y_PRIVATE] = room.row, room.row_bytes
-        record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
-        record[Field.SHARE] = np.float64(self.keep).view(np.int64)
-        record[Field.THRESHOLD] = np.float64(self.at).view(np.int64)
-        return [record]
+    def fill(self, record: NDArray[np.int64]) -> None:
+        record[Skip.KEEP] = Keep.LARGE
+        record[Skip.SHARE] = np.float64(self.keep).view(np.int64)
+        record[Skip.THRESHOLD] = np.float64(self.at).view(np.int64)

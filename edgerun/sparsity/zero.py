@@ -8,17 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.sparsity.columns import Columns
-from edgerun.sparsity.method import Room
-from edgerun.sparsity.projections import Projection
+from edgerun_kernels.record import Keep, Skip
 
 
 @dataclass(frozen=True)
 class Zero:
     """It has no parameters."""
 
-    def records(
-        self, quantize: NDArray[np.int64], projection: Projection, columns: Columns, room: Room
-    ) -> list[NDArray[np.int64]]:
-        """None: the quantised input is taken as it is."""
-        return []
+    def fill(self, record: NDArray[np.int64]) -> None:
+        """The quantised input is taken as it is."""
+        record[Skip.KEEP] = Keep.NONZERO

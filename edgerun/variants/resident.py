@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgerun.errors import VariantError
-from edgerun.lowering.tape import Tape
+from edgerun.program.tape import Tape
 from edgerun.variants import library
 from edgerun.variants.spec import parse
 from edgerun.variants.store import Variant, open_variant
 from edgerun.variants.table import VariantTable, check, variant_table
 
 if TYPE_CHECKING:
-    from edgerun.package.reader import Package
+    from edgerun.program.open import Package
 
 Stamp = tuple[int, int, int]
 

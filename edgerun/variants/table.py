@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.errors import VariantError
-from edgerun.lowering.tape import Site, Tape
+from edgerun.program.tape import Site, Tape
 from edgerun.variants.coding import Coded
 from edgerun.variants.store import Variant
 from edgerun_kernels import record
@@ -23,7 +23,7 @@ from edgerun_kernels.record import Field, Term
 WeightedVariant = tuple[Variant, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VariantTable:
     """The sum of some variants times their weights.
 
@@ -77,10 +77,9 @@ def variant_table(tape: Tape, terms: Sequence[WeightedVariant], key: tuple[objec
     for index, site in enumerate(tape.sites):
         if site.kind == "bias":
             continue
-        entry: NDArray[Any] | None
         if site.vector is not None:
             change = _vector_change(site, terms)
-            entry = None if change is None else (site.vector + change).astype(np.float32)
+            entry: NDArray[Any] | None = None if change is None else (site.vector + change).astype(np.float32)
         else:
             entry = _matrix_entry(site, biases.get(site.records[-1]), terms, arrays)
         if entry is not None:

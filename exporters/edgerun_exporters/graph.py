@@ -64,15 +64,20 @@ class _Builder:
         # onnxruntime takes a shape of v that it does not know yet for 0, and then refuses what stands behind attention.
         kv = self.description.n_kv_heads * self.description.head_dim
         self.shapes.append(_value(v, TensorProto.FLOAT, ["batch", "sequence", kv]))
+        norms = [
+            self.weights.add_vector(f"{at}.attention.{role}.weight", vector)
+            for role, vector in layer.head_norms.items()
+        ]
         a = self.node(
-            "Attention",
+            "QKNormAttention" if norms else "Attention",
             f"{at}.attention",
-            [q, k, v, *rotary, f"past_key_values.{i}.key", f"past_key_values.{i}.value"],
+            [q, k, v, *norms, *rotary, f"past_key_values.{i}.key", f"past_key_values.{i}.value"],
             [f"{at}.attention", f"present.{i}.key", f"present.{i}.value"],
             n_heads=self.description.n_heads,
             n_kv_heads=self.description.n_kv_heads,
             head_dim=self.description.head_dim,
             scale=self.description.attention_scale,
+            **({"epsilon": self.description.rms_norm_eps} if norms else {}),
         )
         x = self.node("Add", f"{at}.attention.residual", [x, project(a, "attention", "o_proj")])
         norm_weight = self.weights.add_vector(f"{at}.post_attention_norm.weight", layer.post_attention_norm)

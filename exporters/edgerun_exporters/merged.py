@@ -68,6 +68,10 @@ def add_deltas(description: Description, deltas: Mapping[str, SparseDelta | Dens
                 matrices={role: matrix(plain) for role, plain in layer.matrices.items()},
                 biases={role: vector(f"{at[role]}.bias", plain) for role, plain in layer.biases.items()},
                 norms={role: vector(f"{at[role]}.norm.weight", plain) for role, plain in layer.norms.items()},
+                head_norms={
+                    role: vector(f"layers.{i}.attention.{role}.weight", plain)
+                    for role, plain in layer.head_norms.items()
+                },
             )
         )
     changed = replace(

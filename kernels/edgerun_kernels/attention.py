@@ -51,7 +51,7 @@ from .record import (
     Run,
     Sequence,
 )
-from .sequences import position_of, sequence_at
+from .sequences import position_of, sequence_at, vector_of
 from .simd.ops import field, store_f32, store_i64
 
 
@@ -87,7 +87,8 @@ def _attention(name: str, cache: Cache):
         dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
         offset = field(run, Run.ARENA) + row * field(op, Field.KV_STRIDE) + 4 * kv_head * dim
         key, value, rest = work, work + 4 * padded, work + 8 * padded
-        rotate_head(op, run, offset + field(op, Field.KEY), field(op, Field.K_NORM), position, ONE, key)
+        norm = vector_of(sequence, field(op, Field.K_NORM), field(op, Field.K_SITE))
+        rotate_head(op, run, offset + field(op, Field.KEY), norm, position, ONE, key)
         for i in range(dim, padded):
             store_f32(key + 4 * i, ZERO)
         copy_padded(offset + field(op, Field.VALUE), dim, padded, value)
@@ -190,8 +191,8 @@ def _attention(name: str, cache: Cache):
                     last = min(query + PREFILL_TILE, group * rows) - 1
                     for q in range(PREFILL_TILE):
                         at = min(query + q, last)
-                        position = position_of(sequence, row + at // group)
-                        load(op, run, q, row + at // group, position, kv_head * group + at % group, state + STATE)
+                        position, head = position_of(sequence, row + at // group), kv_head * group + at % group
+                        load(op, run, sequence, q, row + at // group, position, head, state + STATE)
                         store_i64(ends + 8 * q, entries_of(op, sequence, kv_head, position))
                     prepare(op, state + STATE, queries)
                     until = position_of(sequence, row + last // group)

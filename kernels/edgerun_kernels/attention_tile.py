@@ -19,7 +19,7 @@ from .attention_entries import (
 from .kernel import inner
 from .math import ONE, ZERO, exp
 from .record import BLOCK, CHUNK, MAX_CHUNKS, Field, LayerState, Run
-from .sequences import position_of
+from .sequences import position_of, vector_of
 from .simd.ops import (
     extract,
     field,
@@ -126,12 +126,13 @@ def tile_of(cache: Cache, rows: int):
     prepare, scores, accumulate = cache.queries(rows), cache.scores(rows), cache.accumulate(rows)
 
     @inner
-    def load(op, run, q, row, position, head, raw):
+    def load(op, run, sequence, q, row, position, head, raw):
         """Writes the query of (row, head) as it is compared to place ``q``."""
         dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
         x = field(run, Run.ARENA) + field(op, Field.Q) + row * field(op, Field.Q_STRIDE) + 4 * head * dim
         out = raw + 4 * padded * q
-        rotate_head(op, run, x, field(op, Field.Q_NORM), position, np.float32(field_f64(op, Field.SCALE)), out)
+        norm = vector_of(sequence, field(op, Field.Q_NORM), field(op, Field.Q_SITE))
+        rotate_head(op, run, x, norm, position, np.float32(field_f64(op, Field.SCALE)), out)
         for i in range(dim, padded):
             store_f32(out + 4 * i, ZERO)
 
@@ -291,7 +292,7 @@ def part_tile(cache: Cache, rows: int):
         for q in range(rows):
             at = min(query + q, last_query)
             position = position_of(sequence, row + at // group)
-            load(op, run, q, row + at // group, position, kv_head * group + at % group, state + STATE)
+            load(op, run, sequence, q, row + at // group, position, kv_head * group + at % group, state + STATE)
             store_i64(ends + 8 * q, entries_of(op, sequence, kv_head, position))
         prepare(op, state + STATE, queries)
         until = position_of(sequence, row + min(query + rows - 1, last_query) // group)

@@ -10,13 +10,11 @@ The state changes when a layer's outputs are joined; until then every thread fin
 import numpy as np
 
 from .column_list import ALL
-from .columns import scratch_address
 from .kernel import inner, op_kernel
-from .linear import input_address, n_rows
+from .linear import input_address
 from .mask import STRIDE_1, STRIDE_2, SUM, group_values, store_terms
 from .math import ZERO, share
-from .norm import private_output
-from .record import GROUP, STATE_HEADER, TILE_HEADER, Field, Run
+from .record import GROUP, STATE_HEADER, TILE_HEADER, Field, Run, Skip
 from .simd.ops import (
     field,
     field_f64,
@@ -44,6 +42,7 @@ from .simd.ops import (
     vmin,
     zero_i32,
 )
+from .skip import kept_address, lists_address, policy
 
 HOLDS, REFRESHED, STEP, REST = 0, 8, 16, 32
 """In the state's header. At REST, for even and for odd positions: before which position nothing is looked for, and how
@@ -65,22 +64,22 @@ HIGH = 128
 
 
 @inner
-def state_address(op, run):
-    return field(run, Run.SPARSITY) + field(op, Field.RUNNING)
+def state_address(skip, run):
+    return field(run, Run.RUNNING) + field(skip, Skip.RUNNING)
 
 
 @inner
-def rests(op, run):
+def rests(skip, run):
     """Whether all columns are multiplied without a look at what has moved."""
-    state, position = state_address(op, run), field(run, Run.POSITION)
+    state, position = state_address(skip, run), field(run, Run.POSITION)
     return load_i64(state + HOLDS) != 0 and position < load_i64(state + REST + 16 * (position & 1))
 
 
 @inner
-def rest_after(op, run, looked, chosen):
+def rest_after(skip, run, looked, chosen):
     """Writes, for the next position, how long to rest: as before where nothing was looked for, longer each time that
     too much had moved."""
-    state, position = state_address(op, run), field(run, Run.POSITION)
+    state, position = state_address(skip, run), field(run, Run.POSITION)
     now, later = state + REST + 16 * (position & 1), state + REST + 16 * ((position + 1) & 1)
     end, count = load_i64(now), load_i64(now + 8)
     if looked:
@@ -91,8 +90,8 @@ def rest_after(op, run, looked, chosen):
 
 
 @inner
-def state_sums(op):
-    return STATE_HEADER + 4 * ((field(op, Field.K) + GROUP - 1) // GROUP * GROUP)
+def state_sums(k):
+    return STATE_HEADER + 4 * ((k + GROUP - 1) // GROUP * GROUP)
 
 
 @inner
@@ -145,26 +144,27 @@ def high_part(steps):
 
 @op_kernel
 def keep_changes(op, run, tid, n_threads):
-    """To a quantised row at Y, the changes of the one at X that are at least THRESHOLD times the root mean square of
-    all that inputs are worth; W: what they are worth by, float32, padded with zeros to whole groups. A change is
-    step * (first + 128 * second). Afresh where the state does not hold, or has for REFRESH positions. Nothing is
-    written while it rests. SCRATCH: room for the values."""
-    if n_rows(op, run) != 1:
+    """To a quantised row at ROW, the changes of the one at X, of a projection with a policy, that are at least
+    THRESHOLD times the root mean square of all that inputs are worth. A change is step * (first + 128 * second). Afresh
+    where the state does not hold, or has for REFRESH positions. Nothing is written while it rests. LISTS: room for the
+    values."""
+    skip = policy(op, run)
+    if skip == 0:
         return
-    x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
-    resting = rests(op, run)
+    x, y, scratch = input_address(op, run, tid), kept_address(skip, run, tid), lists_address(skip, run, tid)
+    resting = rests(skip, run)
     store_i64(scratch + ALL, 1 if resting else 0)
     if resting:
         return
-    state, worth, value = state_address(op, run), field(op, Field.W), scratch + STATE_HEADER
+    state, worth, value = state_address(skip, run), field(skip, Skip.WORTH), scratch + STATE_HEADER
     n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
-    since, longest = field(run, Run.POSITION) - load_i64(state + REFRESHED), field(op, Field.REFRESH)
+    since, longest = field(run, Run.POSITION) - load_i64(state + REFRESHED), field(skip, Skip.REFRESH)
     afresh = load_i64(state + HOLDS) == 0 or (longest > 0 and since >= longest)
     root, worthy = values(x, n_groups, worth, value)
     if afresh:
         step, level = step_for(root), ZERO
     else:
-        step, level = load_f32(state + STEP), np.float32(field_f64(op, Field.THRESHOLD)) * worthy
+        step, level = load_f32(state + STEP), np.float32(field_f64(skip, Skip.THRESHOLD)) * worthy
     store_i64(scratch + AFRESH, 1 if afresh else 0)
     store_f32(scratch + NEW_STEP, step)
     limit, by_step, inverse = splat(level), splat(step), splat(ONE / step)
@@ -189,11 +189,11 @@ def keep_changes(op, run, tid, n_threads):
 
 
 @inner
-def take_changes(op, run, tid, n_threads):
-    """Adds a row of changes, at UP, to the references, or makes it them; a thread takes its share of the groups."""
-    changes = field(run, Run.ARENA) + field(op, Field.UP) + tid * field(op, Field.X_PRIVATE)
-    scratch, state = scratch_address(op, run, tid), state_address(op, run)
-    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+def take_changes(skip, run, k, tid, n_threads):
+    """Adds a row of changes to the references of ``k`` inputs, or makes it them; a thread takes its share of the
+    groups."""
+    changes, scratch, state = kept_address(skip, run, tid), lists_address(skip, run, tid), state_address(skip, run)
+    n_groups = (k + GROUP - 1) // GROUP
     afresh = load_i64(scratch + AFRESH) != 0
     begin, end = share(n_groups, tid, n_threads), share(n_groups, tid + 1, n_threads)
     for g in range(begin, end):

@@ -45,6 +45,7 @@ from .simd.ops import (
     zero_i32,
 )
 from .simd.tiles import Tile
+from .skip import multiplied_address, policy
 
 QUADS = 4
 """Fours of columns that go through all rows together: few enough that their bytes stay in the first cache."""
@@ -139,9 +140,10 @@ add_low, add_high = (_adding(Tile(1, 2, lanes=8), first) for first in (0, 2))
 
 @inner
 def row_address(op, run, tid):
-    """The one row that is multiplied: what a policy has made of the input (UP), or the input."""
-    if field(op, Field.UP) != 0:
-        return field(run, Run.ARENA) + field(op, Field.UP) + tid * field(op, Field.X_PRIVATE)
+    """The one row that is multiplied: what a policy has made of the input, or the input."""
+    skip = policy(op, run)
+    if skip != 0:
+        return multiplied_address(op, skip, run, tid)
     return input_address(op, run, tid)
 
 
@@ -156,16 +158,17 @@ def count_columns(run, tid, n):
 def one_row(op, run, tid, n_threads):
     """This thread's share of the active columns, to the sums at the start of its scratch."""
     x = row_address(op, run, tid) + TILE_HEADER
-    total = n_active(x, matrix(op)[0])
+    k, _, n_slabs = matrix(op)
+    total = n_active(x, k)
     count_columns(run, tid, total)
-    add_columns(op, x, total, tid, n_threads, scratch_address(op, run, tid))
+    add_columns(field(op, Field.W), k, n_slabs, x, total, tid, n_threads, scratch_address(op, run, tid))
 
 
 @inner
-def add_columns(op, x, total, tid, n_threads, sums):
-    """A thread's share of the ``total`` active columns of a row, to int32 sums of all weight rows, behind which it
+def add_columns(w, k, n_slabs, x, total, tid, n_threads, sums):
+    """A thread's share of the ``total`` active ones of k columns, to int32 sums of all weight rows, behind which it
     makes its list."""
-    k, stride, n_slabs = matrix(op)
+    stride = 64 * n_slabs
     for i in range(0, 1024 * n_slabs, 64):
         store_i32x16(sums + i, zero_i32())
     quads = (total + 3) // 4
@@ -174,7 +177,7 @@ def add_columns(op, x, total, tid, n_threads, sums):
         return
     addresses = sums + 1024 * n_slabs
     values = addresses + 8 * (k + COLUMN_AHEAD)
-    list_columns(x, k, first, last, field(op, Field.W), stride, addresses, values)
+    list_columns(x, k, first, last, w, stride, addresses, values)
     fetch_first(addresses, last - first, AHEAD, 0, stride)
     mine = (last - first + 3) // 4
     for i in range(0, mine, QUADS):

@@ -3,8 +3,8 @@
 Layers of the same input lie stacked, column by column (see ``edgerun.sparsity.columns``), since memory gives long runs
 faster than short ones; scales lie group by group, rows in order. A group's columns are summed up in integers, then
 scaled as ``linear`` scales them. Groups are summed up in PARTS parts whatever the number of threads, which share out
-parts and rows evenly; ``join_columns`` adds them, so a result's bits do not depend on threads. Where more than MOST
-columns are wanted, or several rows run, ``join_columns`` multiplies by all columns instead.
+parts and rows evenly; ``join_sums`` adds them, so a result's bits do not depend on threads. Where more than MOST
+columns are wanted nothing is summed up: the layers then multiply by all columns (see ``projection``).
 """
 
 from .changes import AFRESH, rest_after, state_address, state_sums, take_changes
@@ -26,12 +26,11 @@ from .column_list import (
     mark,
     places,
 )
-from .columns import scratch_address
-from .kernel import inner, op_kernel
-from .linear import finish, input_address, linear_q4, linear_q8, n_rows, output_address
+from .kernel import inner
+from .linear import finish, output_address
 from .linear_products import MINUS_128
 from .math import ZERO, share
-from .record import GROUP, ROWS, SEGMENT_BYTES, Field, Op, Run
+from .record import GROUP, ROWS, SEGMENT_BYTES, Field, Keep, Run, Skip
 from .simd.ops import (
     dot_i8_bias,
     field,
@@ -46,8 +45,9 @@ from .simd.ops import (
     sum_of_f64,
 )
 from .simd.tiles import Tile
+from .skip import lists_address, multiplied_address
 
-LINEAR_Q8 = int(Op.LINEAR_Q8)
+NONZERO = int(Keep.NONZERO)
 OFFSET = GROUP + 4
 """From a group's terms to what a weight's offset adds up to; the scale lies at GROUP."""
 
@@ -171,25 +171,27 @@ def _one_row(adding, line_rows, has_minimum, exact):
                         high(segment, addresses, 64 * at + half, line_rows * at + 32, half, ahead)
 
     @inner
-    def kernel(op, run, tid, n_threads):
-        scratch = scratch_address(op, run, tid)
+    def kernel(op, skip, run, tid, n_threads):
+        scratch = lists_address(skip, run, tid)
         n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
         segments, addresses, _, _, masks = places(scratch, n_groups)
-        x = input_address(op, run, tid)
-        looked = field(op, Field.KEEPS) == 0 or load_i64(scratch + ALL) == 0
+        x = multiplied_address(op, skip, run, tid)
+        looked = field(skip, Skip.KEEP) == NONZERO or load_i64(scratch + ALL) == 0
         total, cost = mark(x, n_groups, masks) if looked else (0, 0)
         afresh = not exact or (looked and load_i64(scratch + AFRESH) != 0)
-        chosen = looked and (total <= field(op, Field.MOST) or (exact and afresh))
+        chosen = looked and (total <= field(skip, Skip.MOST) or (exact and afresh))
         store_i64(scratch + CHOSEN, 1 if chosen else 0)
         if exact and tid == 0:
-            rest_after(op, run, looked, chosen)
+            rest_after(skip, run, looked, chosen)
         counter = field(run, Run.COLUMNS_READ)
         if tid == 0 and counter != 0:
             store_i64(counter, load_i64(counter) + (total if chosen else GROUP * n_groups))
         if not chosen:
             return
-        stack, n_parts = field(op, Field.STACK), field(op, Field.PARTS)
-        sums = state_address(op, run) + state_sums(op) if exact else field(run, Run.ARENA) + field(op, Field.SUMS)
+        stack, n_parts = field(skip, Skip.STACK), field(skip, Skip.PARTS)
+        sums = field(run, Run.ARENA) + field(skip, Skip.SUMS)
+        if exact:
+            sums = state_address(skip, run) + state_sums(field(op, Field.K))
         n_slabs = stack // line_rows
         begin, end = share(n_parts * n_slabs, tid, n_threads), share(n_parts * n_slabs, tid + 1, n_threads)
         if afresh:
@@ -199,8 +201,8 @@ def _one_row(adding, line_rows, has_minimum, exact):
             return
         store_f32(scratch + ZERO_SUM, ZERO)
         first, last = begin // n_slabs, (end - 1) // n_slabs + 1
-        w, stride, m = field(op, Field.W), column_stride(n_slabs), field(op, Field.M)
-        d = field(op, Field.D)
+        w, stride, m = field(skip, Skip.W), column_stride(n_slabs), field(skip, Skip.M)
+        d = field(skip, Skip.D)
         part_bytes = element * stack
         list_parts(scratch, x, n_groups, cost, n_parts, first, last, w, stride, d, m, 2 * stack, sums, part_bytes)
         whole = last - first > 1
@@ -224,63 +226,29 @@ q4m, q4m_exact = (_one_row(_nibbles, 128, True, exact) for exact in (False, True
 q8, q8_exact = (_one_row(_bytes, 64, False, exact) for exact in (False, True))
 
 
-@op_kernel
-def columns_q4(op, run, tid, n_threads):
+@inner
+def columns_q4(op, skip, run, tid, n_threads):
     """4-bit weights, symmetric or with minima: the parts' sums of a stack."""
-    if n_rows(op, run) == 1:
-        if field(op, Field.M) == 0:
-            q4(op, run, tid, n_threads)
-        else:
-            q4m(op, run, tid, n_threads)
-
-
-@op_kernel
-def columns_q8(op, run, tid, n_threads):
-    """8-bit weights; likewise."""
-    if n_rows(op, run) == 1:
-        q8(op, run, tid, n_threads)
-
-
-@op_kernel
-def columns_delta_q4(op, run, tid, n_threads):
-    """4-bit weights: what changes of the input add to the session's sums of a stack."""
-    if n_rows(op, run) == 1:
-        if field(op, Field.M) == 0:
-            q4_exact(op, run, tid, n_threads)
-        else:
-            q4m_exact(op, run, tid, n_threads)
-
-
-@op_kernel
-def columns_delta_q8(op, run, tid, n_threads):
-    """8-bit weights; likewise."""
-    if n_rows(op, run) == 1:
-        q8_exact(op, run, tid, n_threads)
-
-
-@inner
-def skips_columns(op, run, tid):
-    """Whether the stack's columns are skipped: every thread has found the same."""
-    return n_rows(op, run) == 1 and load_i64(scratch_address(op, run, tid) + CHOSEN) != 0
-
-
-@inner
-def all_columns(op, run, tid, n_threads):
-    if field(op, Field.DENSE) == LINEAR_Q8:
-        linear_q8(op, run, tid, n_threads)
+    if field(skip, Skip.M) == 0:
+        q4(op, skip, run, tid, n_threads)
     else:
-        linear_q4(op, run, tid, n_threads)
+        q4m(op, skip, run, tid, n_threads)
 
 
-@op_kernel
-def join_columns(op, run, tid, n_threads):
-    """A layer's outputs: the sums of the parts of its rows in the stack, or where columns were not skipped, all of what
-    the op DENSE does."""
-    if not skips_columns(op, run, tid):
-        all_columns(op, run, tid, n_threads)
-        return
-    sums = field(run, Run.ARENA) + field(op, Field.SUMS) + 4 * field(op, Field.START)
-    stride, n_parts, y = 4 * field(op, Field.STACK), field(op, Field.PARTS), output_address(op, run)
+@inner
+def changed_columns_q4(op, skip, run, tid, n_threads):
+    """The same of what has changed of the input, to the session's running sums."""
+    if field(skip, Skip.M) == 0:
+        q4_exact(op, skip, run, tid, n_threads)
+    else:
+        q4m_exact(op, skip, run, tid, n_threads)
+
+
+@inner
+def join_sums(op, skip, run, tid, n_threads):
+    """A layer's outputs: the sums of the parts of its rows in the stack."""
+    sums = field(run, Run.ARENA) + field(skip, Skip.SUMS) + 4 * field(op, Field.START)
+    stride, n_parts, y = 4 * field(skip, Skip.STACK), field(skip, Skip.PARTS), output_address(op, run)
     n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
     for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
         acc = load_f32x16(sums + 64 * block)
@@ -289,16 +257,14 @@ def join_columns(op, run, tid, n_threads):
         finish(op, y, block, acc)
 
 
-@op_kernel
-def join_delta(op, run, tid, n_threads):
+@inner
+def join_running_sums(op, skip, run, tid, n_threads):
     """The same of the session's sums; the first layer of a stack also makes the changes part of its references."""
-    if not skips_columns(op, run, tid):
-        all_columns(op, run, tid, n_threads)
-        return
-    start, stack, n_parts = field(op, Field.START), field(op, Field.STACK), field(op, Field.PARTS)
+    start, stack, n_parts = field(op, Field.START), field(skip, Skip.STACK), field(skip, Skip.PARTS)
+    k = field(op, Field.K)
     if start == 0:
-        take_changes(op, run, tid, n_threads)
-    sums, y = state_address(op, run) + state_sums(op) + 8 * start, output_address(op, run)
+        take_changes(skip, run, k, tid, n_threads)
+    sums, y = state_address(skip, run) + state_sums(k) + 8 * start, output_address(op, run)
     n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
     for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
         finish(op, y, block, sum_of_f64(sums + 128 * block, 8 * stack, n_parts))

@@ -136,17 +136,17 @@ def _kernel(fmt):
 ternary, ternary_blocks = _kernel(TERNARY)
 
 
-@op_kernel
-def linear_q4(op, run, tid, n_threads):
-    """4-bit weights, symmetric or with minima."""
+@inner
+def dense_q4(op, run, tid, n_threads):
+    """4-bit weights, symmetric or with minima. Of this and the others the ops are in ``projection``."""
     if field(op, Field.M) == 0:
         q4(op, run, tid, n_threads)
     else:
         q4m(op, run, tid, n_threads)
 
 
-@op_kernel
-def linear_q8(op, run, tid, n_threads):
+@inner
+def dense_q8(op, run, tid, n_threads):
     """8-bit weights."""
     q8(op, run, tid, n_threads)
 
@@ -157,7 +157,7 @@ def linear_q6k(op, run, tid, n_threads):
     q6k(op, run, tid, n_threads)
 
 
-@op_kernel
-def linear_ternary(op, run, tid, n_threads):
+@inner
+def dense_ternary(op, run, tid, n_threads):
     """Weights of -1, 0 and 1 over rows with one scale each."""
     ternary(op, run, tid, n_threads)

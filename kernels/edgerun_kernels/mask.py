@@ -6,12 +6,11 @@ How large an input is: |value| times what it is worth, the norm of its column. E
 import numpy as np
 
 from .column_list import ALL
-from .columns import scratch_address
 from .kernel import inner, op_kernel
-from .linear import input_address, n_rows
+from .linear import input_address
 from .math import ZERO
-from .norm import SECOND, private_output, store_offsets
-from .record import GROUP, ROW_SCALES, TILE_HEADER, Field, first_stride, second_stride
+from .norm import SECOND, store_offsets
+from .record import GROUP, ROW_SCALES, TILE_HEADER, Field, Skip, first_stride, second_stride
 from .simd.ops import (
     field,
     field_f64,
@@ -37,6 +36,7 @@ from .simd.ops import (
     vmax,
     zero_i32,
 )
+from .skip import kept_address, lists_address, policy
 
 STRIDE_1, STRIDE_2 = first_stride(1), second_stride(1)
 LOOKED_AT = 24
@@ -123,48 +123,48 @@ def keep_group(terms, y, size, limit):
 
 
 @inner
-def level(op, largest, root, n_groups, size):
+def level(skip, largest, root, n_groups, k, size):
     """The least size that is kept."""
-    share = field_f64(op, Field.SHARE)
+    share = field_f64(skip, Skip.SHARE)
     if share != 0:
-        return limit_for(share, largest, n_groups, field(op, Field.K), size)
-    return np.float32(field_f64(op, Field.THRESHOLD)) * root
+        return limit_for(share, largest, n_groups, k, size)
+    return np.float32(field_f64(skip, Skip.THRESHOLD)) * root
 
 
 @inner
-def too_many(op, scratch, n_groups, limit):
+def too_many(skip, scratch, n_groups, limit):
     """Whether more than MOST sizes are at least the limit, so that no input is to be left out; it is written down."""
     size, count = scratch + HEADER, zero_i32()
     for i in range(0, GROUP * n_groups, 16):
         count = count + kept(splat_i32(ONE), load_f32x16(size + 4 * i), limit)
-    found = sum_i32(count) > field(op, Field.MOST)
+    found = sum_i32(count) > field(skip, Skip.MOST)
     store_i64(scratch + ALL, 1 if found else 0)
     return found
 
 
 def _first_look(group):
-    """``wants_all(op, x, n_groups)``: whether a first look says that a row wants more than MOST columns, by a tenth of
-    all and more. It spares what inputs are worth, which comes from memory and takes longer than the arithmetic: large
-    is measured by the inputs themselves, and counted in some groups. ``group(x, g)``: the values of one."""
+    """``wants_all(skip, x, n_groups, k)``: whether a first look says that a row wants more than MOST columns, by a
+    tenth of all and more. It spares what inputs are worth, which comes from memory and takes longer than the
+    arithmetic: large is measured by the inputs themselves, and counted in some groups. ``group(x, g)``: the values of
+    one."""
 
     @inner
-    def wants_all(op, x, n_groups):
+    def wants_all(skip, x, n_groups, k):
         step = n_groups // FIRST_LOOK
-        if step < 2 or field_f64(op, Field.SHARE) != 0:
+        if step < 2 or field_f64(skip, Skip.SHARE) != 0:
             return False
         total = splat(ZERO)
         for g in range(n_groups):
             u, v = group(x, g)
             total = fma(v, v, fma(u, u, total))
         root = sqrt(sum_f32(total) / np.float32(GROUP * n_groups))
-        limit, count, seen = splat(np.float32(field_f64(op, Field.THRESHOLD)) * root), zero_i32(), 0
+        limit, count, seen = splat(np.float32(field_f64(skip, Skip.THRESHOLD)) * root), zero_i32(), 0
         for g in range(0, n_groups, step):
-            (u, v), worth = group(x, g), field(op, Field.W) + 4 * GROUP * g
+            (u, v), worth = group(x, g), field(skip, Skip.WORTH) + 4 * GROUP * g
             count = count + kept(splat_i32(ONE), vabs(u * load_f32x16(worth)), limit)
             count = count + kept(splat_i32(ONE), vabs(v * load_f32x16(worth + 64)), limit)
             seen += GROUP
-        k = field(op, Field.K)
-        return 10 * k * sum_i32(count) > (10 * field(op, Field.MOST) + k) * seen
+        return 10 * k * sum_i32(count) > (10 * field(skip, Skip.MOST) + k) * seen
 
     return wants_all
 
@@ -185,20 +185,21 @@ wants_all, row_wants_all = _first_look(first_terms), _first_look(row_values)
 
 @op_kernel
 def keep_large(op, run, tid, n_threads):
-    """Of the row at X, to one at Y: the inputs whose size is at least THRESHOLD times the sizes' root mean square, or
-    with SHARE the largest ones, about that share of all; nothing where they are more than MOST. W: what inputs are
-    worth, float32, padded with zeros to whole groups. SCRATCH: a header, room for the sizes."""
-    if n_rows(op, run) != 1:
+    """Of the row at X of a projection with a policy, to the one at ROW: the inputs whose size is at least THRESHOLD
+    times the sizes' root mean square, or with SHARE the largest ones, about that share of all; nothing where they are
+    more than MOST. LISTS: a header, room for the sizes."""
+    skip = policy(op, run)
+    if skip == 0:
         return
-    x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
-    size = scratch + HEADER
-    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
-    if wants_all(op, x, n_groups):
+    x, y, scratch = input_address(op, run, tid), kept_address(skip, run, tid), lists_address(skip, run, tid)
+    size, k = scratch + HEADER, field(op, Field.K)
+    n_groups = (k + GROUP - 1) // GROUP
+    if wants_all(skip, x, n_groups, k):
         store_i64(scratch + ALL, 1)
         return
-    largest, root = sizes(x, n_groups, field(op, Field.W), size)
-    limit = splat(level(op, largest, root, n_groups, size))
-    if too_many(op, scratch, n_groups, limit):
+    largest, root = sizes(x, n_groups, field(skip, Skip.WORTH), size)
+    limit = splat(level(skip, largest, root, n_groups, k, size))
+    if too_many(skip, scratch, n_groups, limit):
         return
     store_i64(y, load_i64(x))
     moved, left, second = y - x, load_i64(x), x + TILE_HEADER + STRIDE_1 * n_groups
@@ -228,17 +229,18 @@ def row_sizes(x, n_groups, worth, to):
 @op_kernel
 def keep_large_row(op, run, tid, n_threads):
     """``keep_large`` of a row with one scale."""
-    if n_rows(op, run) != 1:
+    skip = policy(op, run)
+    if skip == 0:
         return
-    x, y, scratch = input_address(op, run, tid), private_output(op, run, tid), scratch_address(op, run, tid)
-    size = scratch + HEADER
-    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
-    if row_wants_all(op, x, n_groups):
+    x, y, scratch = input_address(op, run, tid), kept_address(skip, run, tid), lists_address(skip, run, tid)
+    size, k = scratch + HEADER, field(op, Field.K)
+    n_groups = (k + GROUP - 1) // GROUP
+    if row_wants_all(skip, x, n_groups, k):
         store_i64(scratch + ALL, 1)
         return
-    largest, root = row_sizes(x, n_groups, field(op, Field.W), size)
-    limit, total = splat(level(op, largest, root, n_groups, size)), zero_i32()
-    if too_many(op, scratch, n_groups, limit):
+    largest, root = row_sizes(x, n_groups, field(skip, Skip.WORTH), size)
+    limit, total = splat(level(skip, largest, root, n_groups, k, size)), zero_i32()
+    if too_many(skip, scratch, n_groups, limit):
         return
     for i in range(0, GROUP * n_groups, 16):
         terms = kept(load_i8x16(x + TILE_HEADER + i), load_f32x16(size + 4 * i), limit)

@@ -69,17 +69,7 @@ class Op(IntEnum):
     COMPACT_F32 = 31
     COMPACT_Q8 = 32
     SELECT_PAGES = 33
-    COLUMNS_Q4 = 50
-    COLUMNS_Q8 = 51
-    JOIN_COLUMNS = 52
-    KEEP_LARGE = 53
-    KEEP_CHANGES = 54
-    COLUMNS_DELTA_Q4 = 55
-    COLUMNS_DELTA_Q8 = 56
-    JOIN_DELTA = 57
-    KEEP_LARGE_ROW = 58
-    COLUMNS_TERNARY = 59
-    JOIN_TERNARY = 60
+    SKIP_COLUMNS = 50
 
 
 class Field(IntEnum):
@@ -87,7 +77,7 @@ class Field(IntEnum):
 
     CODE = 0
     BARRIER = 1  # 0 none, 1 after every run, 2 only when several rows run (one row is computed by every thread itself),
-    # 3 only where columns were chosen to be skipped
+    # 3 only where a session's policy has chosen columns
     X = 2  # arena offset of the input
     X_STRIDE = 3  # from row to row; of quantised activations from tile to tile
     X_PRIVATE = 4  # from thread to thread when one row runs; 0: shared
@@ -121,20 +111,15 @@ class Field(IntEnum):
     Q_NORM = 8  # attention, in the weights' places: addresses, float32 [head_dim], of the RMS norms of queries and
     STATE = 9  # byte offset of this layer's LayerState in the sequence's ATTENTION
     K_NORM = 10  # keys of every head, before RoPE; 0: none
+    Q_SITE = 29  # the indexes of these norms in a sequence's VARIANT
+    K_SITE = 30
     INPUT = 15  # linear layers, in attention's places: arena offset of the input in float32,
     INPUT_STRIDE = 30  # bytes from row to row
     INPUT_PRIVATE = 31  # and, when one row runs, from thread to thread
     SITE = 26  # where Flag.SITE is set, the index of the weight in a sequence's VARIANT
-    DENSE = 16  # column skipping, in attention's places: the code of the op that multiplies by all columns
-    MOST = 17  # columns that are multiplied one by one, at most; where more are wanted, all are
-    SUMS = 18  # arena offset of float32 [PARTS, rows of the stack]; of ternary stacks, of the threads' scratch
-    PARTS = 19  # groups of columns that are summed up apart, whatever the number of threads
-    START = 20  # the layer's first row in its stack
-    STACK = 21  # rows of the stack, padded to whole lines; of ternary ones, bytes of a thread's scratch
-    RUNNING = 23  # in the session's state of sparsity: where that of this projection begins (see ``changes``)
-    REFRESH = 24  # positions after which everything is computed afresh; 0: never
-    KEEPS = 25  # 1: the op before says in the header of SCRATCH whether it has left inputs out at all
-    SHARE = 22  # KEEP_LARGE: float64 bits, of the inputs that are kept; 0: as many as are above THRESHOLD
+    PROJECTION = 16  # linear layers and SKIP_COLUMNS, in attention's places: which Skip of the run's SPARSITY is
+    # theirs; 0: none
+    START = 20  # the layer's first row in the stack of its projection
     COUNT = 32
 
 
@@ -225,6 +210,49 @@ class Term(IntEnum):
     COUNT = 6
 
 
+class Keep(IntEnum):
+    """Which columns of a projection are multiplied where one row runs."""
+
+    ALL = 0  # the projection has no policy
+    NONZERO = 1  # those whose input is not zero
+    LARGE = 2  # of the inputs that are large (see ``mask``)
+    CHANGED = 3  # of the inputs that have moved since they were sent last, to running sums (see ``changes``)
+
+
+class Lines(IntEnum):
+    """How the columns of a projection lie, which are not what its layers multiply otherwise."""
+
+    Q4 = 0  # symmetric or with minima
+    Q8 = 1
+    TERNARY = 2
+    OWN = 3  # the layers' own weights lie column by column: they skip what is zero of the row that they are given
+
+
+class Skip(IntEnum):
+    """A projection's record in the table that a run's SPARSITY points to: which columns are read of the layers that
+    share a quantised input and a format, and how. The table's record 0 is of layers that belong to none."""
+
+    KEEP = 0  # a Keep; with Keep.ALL nothing else means anything
+    LINES = 1  # a Lines
+    W = 2  # addresses of the columns of the layers' stack, and of its scales and minima, group by group
+    D = 3
+    M = 4
+    WORTH = 5  # address, float32: what inputs are worth, the norm of their columns; padded with zeros to whole groups
+    THRESHOLD = 6  # float64 bits; of a root mean square, what an input's size or change must be
+    SHARE = 7  # float64 bits; Keep.LARGE: of the inputs that are kept; 0: as many as are above THRESHOLD
+    REFRESH = 8  # Keep.CHANGED: positions after which everything is computed afresh; 0: never
+    MOST = 9  # columns that are multiplied one by one, at most; where more are wanted, all are
+    PARTS = 10  # groups of columns that are summed up apart, whatever the number of threads; of ternary stacks unused
+    STACK = 11  # rows of the stack, padded to whole lines
+    LISTS = 12  # arena offset of the threads' lists of columns (of ternary stacks also their sums), and
+    LISTS_PRIVATE = 13  # bytes from thread to thread
+    ROW = 14  # arena offset of the threads' rows of the inputs that are kept, or of their changes, and
+    ROW_PRIVATE = 15
+    SUMS = 16  # arena offset of float32 [PARTS, STACK]
+    RUNNING = 17  # byte offset in the run's RUNNING, where this projection's state begins
+    COUNT = 24  # whole cache lines
+
+
 class Run(IntEnum):
     """Indexes into a run record."""
 
@@ -242,9 +270,10 @@ class Run(IntEnum):
     PROFILE = 11  # address of int64 [2, ops]: thread 0 adds the ticks that each took, the columns read; 0: nobody asks
     COLUMNS_READ = 12  # where in it the op that runs counts its columns; 0 as PROFILE
     POLICIES = 13  # 1: some sequence has a LayerState
-    SPARSITY = 14  # address of the session's state of sparsity, where the tape has a policy with one
+    SPARSITY = 14  # address of a Skip record for every projection; 0: all columns are read. For one row alone
     VARIANTS = 15  # 1: some sequence has a variant
-    COUNT = 16
+    RUNNING = 16  # address of the sequence's references and running sums, where one of the Skips is Keep.CHANGED
+    COUNT = 24  # whole cache lines
 
 
 class Control(IntEnum):
@@ -343,7 +372,7 @@ def list_scratch_bytes(k: int) -> int:
 
 
 STATE_HEADER = 64
-"""Bytes before a projection's state of delta activations: int64, whether it holds; position of the last refresh;
+"""Bytes before a projection's references and running sums: int64, whether it holds; position of the last refresh;
 float32 step; at 32, twice the position that ends a rest, and the rest's length (see ``changes``)."""
 
 

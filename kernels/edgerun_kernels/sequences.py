@@ -37,3 +37,14 @@ def site_of(op, sequence):
     if variant == 0 or field(op, Field.FLAGS) & Flag.SITE == 0:
         return 0
     return load_i64(variant + 8 * field(op, Field.SITE))
+
+
+@inner
+def vector_of(sequence, vector, site):
+    """The address of a norm's weights: as the sequence's variant has them, or ``vector``, which 0 is for none."""
+    variant = field(sequence, Sequence.VARIANT)
+    if vector != 0 and variant != 0:
+        changed = load_i64(variant + 8 * site)
+        if changed != 0:
+            vector = changed
+    return vector

@@ -5,31 +5,20 @@ from numba.core import types
 from .attention import attention_f16, attention_f32, attention_q8, gather_attention
 from .bandwidth import read_memory
 from .barrier import wait_for_all
-from .changes import keep_changes
 from .columns import gather_columns, linear_ternary_columns
 from .delta import select_pages
 from .deltallm import compact_f16, compact_f32, compact_q8
 from .embed import embed_f32, embed_q4, embed_q6k, embed_q8
-from .grouped_columns import (
-    columns_delta_q4,
-    columns_delta_q8,
-    columns_q4,
-    columns_q8,
-    join_columns,
-    join_delta,
-    skips_columns,
-)
 from .kernel import INT, exported, inner
-from .linear import linear_q4, linear_q6k, linear_q8, linear_ternary
+from .linear import linear_q6k
 from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_q8_float
-from .mask import keep_large, keep_large_row
 from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
+from .projection import linear_q4, linear_q8, linear_ternary, linear_ternary_triples, skip_columns
 from .record import Field, Flag, Op, Run
 from .simd.ops import field, load_i64, prefetch, store_i64, ticks
+from .skip import chosen_policy
 from .sparse_delta import variant_embed, variant_linear
-from .ternary_columns import columns_ternary, join_ternary
-from .triples import linear_ternary_triples
 
 RECORD_BYTES = 8 * int(Field.COUNT)
 # Plain integers: inside a kernel Numba would look an enumeration up at every use.
@@ -45,10 +34,7 @@ LINEAR_TERNARY_TRIPLES = int(Op.LINEAR_TERNARY_TRIPLES)
 GATHER_ATTENTION, READ_MEMORY = int(Op.GATHER_ATTENTION), int(Op.READ_MEMORY)
 COMPACT_F16, COMPACT_F32, COMPACT_Q8 = int(Op.COMPACT_F16), int(Op.COMPACT_F32), int(Op.COMPACT_Q8)
 SELECT_PAGES = int(Op.SELECT_PAGES)
-COLUMNS_Q4, COLUMNS_Q8, JOIN_COLUMNS = int(Op.COLUMNS_Q4), int(Op.COLUMNS_Q8), int(Op.JOIN_COLUMNS)
-COLUMNS_DELTA_Q4, COLUMNS_DELTA_Q8, JOIN_DELTA = int(Op.COLUMNS_DELTA_Q4), int(Op.COLUMNS_DELTA_Q8), int(Op.JOIN_DELTA)
-KEEP_LARGE, KEEP_CHANGES = int(Op.KEEP_LARGE), int(Op.KEEP_CHANGES)
-KEEP_LARGE_ROW, COLUMNS_TERNARY, JOIN_TERNARY = int(Op.KEEP_LARGE_ROW), int(Op.COLUMNS_TERNARY), int(Op.JOIN_TERNARY)
+SKIP_COLUMNS = int(Op.SKIP_COLUMNS)
 
 
 @inner
@@ -69,6 +55,8 @@ def run_op(code, op, run, tid, n_threads):
         rms_norm(op, run, tid, n_threads)
     elif code == QUANTIZE_ROWS:
         quantize_rows(op, run, tid, n_threads)
+    elif code == SKIP_COLUMNS:
+        skip_columns(op, run, tid, n_threads)
     elif code == SWIGLU:
         swiglu(op, run, tid, n_threads)
     elif code == SQUARED_RELU:
@@ -109,28 +97,6 @@ def run_op(code, op, run, tid, n_threads):
         compact_q8(op, run, tid, n_threads)
     elif code == COMPACT_F32:
         compact_f32(op, run, tid, n_threads)
-    elif code == COLUMNS_Q4:
-        columns_q4(op, run, tid, n_threads)
-    elif code == COLUMNS_Q8:
-        columns_q8(op, run, tid, n_threads)
-    elif code == JOIN_COLUMNS:
-        join_columns(op, run, tid, n_threads)
-    elif code == KEEP_LARGE:
-        keep_large(op, run, tid, n_threads)
-    elif code == KEEP_CHANGES:
-        keep_changes(op, run, tid, n_threads)
-    elif code == COLUMNS_DELTA_Q4:
-        columns_delta_q4(op, run, tid, n_threads)
-    elif code == COLUMNS_DELTA_Q8:
-        columns_delta_q8(op, run, tid, n_threads)
-    elif code == JOIN_DELTA:
-        join_delta(op, run, tid, n_threads)
-    elif code == KEEP_LARGE_ROW:
-        keep_large_row(op, run, tid, n_threads)
-    elif code == COLUMNS_TERNARY:
-        columns_ternary(op, run, tid, n_threads)
-    elif code == JOIN_TERNARY:
-        join_ternary(op, run, tid, n_threads)
     elif code == READ_MEMORY:
         read_memory(op, run, tid, n_threads)
 
@@ -159,14 +125,15 @@ def run_tape(tape, n_ops, run, tid, n_threads):
             store_i64(run + 8 * Run.COLUMNS_READ, profile + 8 * (n_ops + i))
             start = ticks()
         op = tape + RECORD_BYTES * i
-        for line in range(RECORD_BYTES, 2 * RECORD_BYTES, 64):  # weights have driven the next record out of all caches
+        # Weights have driven the next record out of all caches, and where that does nothing the one behind it is next.
+        for line in range(RECORD_BYTES, 3 * RECORD_BYTES, 64):
             prefetch(op + line)
         code = field(op, Field.CODE)
         run_op(code, op, run, tid, n_threads)
         if variants and field(op, Field.FLAGS) & Flag.SITE:
             add_variants(code, op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
-        if when == 1 or (when == 2 and several) or (when == 3 and skips_columns(op, run, tid)):
+        if when == 1 or (when == 2 and several) or (when == 3 and chosen_policy(op, run, tid) != 0):
             wait_for_all(barrier, n_threads, several)
         if profile != 0:
             store_i64(profile + 8 * i, load_i64(profile + 8 * i) + ticks() - start)

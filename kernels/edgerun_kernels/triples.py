@@ -7,7 +7,7 @@ are taken in parts, one after the other for all rows, as they lie. Everywhere el
 """
 
 from .columns import scratch_address
-from .kernel import inner, op_kernel
+from .kernel import inner
 from .linear import finish, input_address, n_rows, output_address, ternary_blocks
 from .math import ZERO, share
 from .record import (
@@ -113,8 +113,8 @@ def expand(op, block, to):
     return stride
 
 
-@op_kernel
-def linear_ternary_triples(op, run, tid, n_threads):
+@inner
+def dense_ternary_triples(op, run, tid, n_threads):
     """Ternary weights in codes of three."""
     rows = n_rows(op, run)
     n_blocks = (field(op, Field.N) + UNIT_ROWS - 1) // UNIT_ROWS

@@ -62,7 +62,7 @@ def test_stops_change_no_bit(package: Path) -> None:
 
 @pytest.mark.parametrize("shape", [tiny.Shape(), tiny.BITNET, tiny.Shape(linear="f32", head_dim=8)])
 def test_output_projection(tmp_path: Path, shape: tiny.Shape) -> None:
-    from edgerun.package.reader import open_package
+    from edgerun.program.open import open_package
 
     package = open_package(tiny.make(tmp_path / "made", shape))
     projection = OutputProjection(package, 1)

@@ -12,8 +12,8 @@ import pytest
 import edgerun
 from edgerun.cli.commands import NAMES, commands
 from edgerun.cli.main import main
-from edgerun.lowering.lower import CacheType, Compute
 from edgerun.model import load
+from edgerun.program.encode import CacheType, Compute
 from edgerun.text.options import SamplingOptions
 
 from .conftest import Run

@@ -29,7 +29,7 @@ def test_run_and_bench_say_what_was_skipped(package: Path, capsys: pytest.Captur
         assert kinds[kind]["columns_skipped"] == pytest.approx(0.9, abs=0.1)
         assert kinds[kind]["bytes_read"] > 0
     assert main(["bench", str(package), *PLAN, "--profile", "--sparsity", "delta:at=0.5"]) == 0
-    assert "keeping" in capsys.readouterr().out
+    assert "joining" in capsys.readouterr().out
 
 
 def test_eval_decodes_and_counts_bytes(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgerun.package.reader import open_package
+from edgerun.program.open import open_package
 from tests.cli.conftest import ROOT, environment
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

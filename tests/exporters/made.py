@@ -22,13 +22,15 @@ SIZES: dict[str, Any] = {
 
 
 def random_model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
-    """A LlamaForCausalLM or MistralForCausalLM in float32 whose every parameter is random, norms and biases too."""
+    """A causal model in float32 whose every parameter is random, norms and biases too. kind: its `model_type`."""
     import torch
     import transformers
 
     classes = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
     }
     config_class, model_class = classes[kind]
     torch.manual_seed(seed)
@@ -170,14 +172,17 @@ def load_dequantised(model: Any, package: Path) -> None:
 
 
 def write_gguf(model: Any, path: Path, formats: dict[str, str] | None = None, **extra: Any) -> Path:
-    """The GGUF file that llama.cpp's converter would write: q and k rows permuted, weights quantised as `formats` says
-    (by the last part of the GGUF name, "" for all others; default F32). The model gets the quantised values."""
+    """The GGUF file that llama.cpp's converter would write: q and k rows of a Llama permuted, weights quantised as
+    `formats` says (by the last part of the GGUF name, "" for all others; default F32). The model gets the quantised
+    values."""
     import gguf
     import torch
 
     formats = formats or {}
     c = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    architecture = c.model_type if c.model_type.startswith("qwen") else "llama"
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_context_length(c.max_position_embeddings)
     writer.add_embedding_length(c.hidden_size)
@@ -185,9 +190,9 @@ def write_gguf(model: Any, path: Path, formats: dict[str, str] | None = None, **
     writer.add_feed_forward_length(c.intermediate_size)
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_key_length(c.head_dim)
-    writer.add_value_length(c.head_dim)
-    writer.add_rope_dimension_count(c.head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     rope = c.rope_parameters
@@ -198,14 +203,16 @@ def write_gguf(model: Any, path: Path, formats: dict[str, str] | None = None, **
         writer.add_string(key, value)
     add_byte_level_vocabulary(writer, byte_level())
     if rope.get("rope_type") == "llama3":
-        plain = 1 / rope["rope_theta"] ** (np.arange(0, c.head_dim, 2, dtype=np.float32) / c.head_dim)
+        plain = 1 / rope["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
         factors = plain / model.model.rotary_emb.inv_freq.numpy()
         writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
+    architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(architectures[architecture], c.num_hidden_layers)
+    permuted = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads} if architecture == "llama" else {}
     for name, parameter in model.named_parameters():
         values = parameter.detach().numpy()
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(name.split(".")[-2])
+        heads = permuted.get(name.split(".")[-2])
         if values.ndim == 1:
             writer.add_tensor(gguf_name, _interleaved(values, heads) if heads else values)
             continue

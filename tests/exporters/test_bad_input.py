@@ -123,8 +123,8 @@ def gguf_with(path: Path, architecture: str = "llama", **changes: Any) -> Path:
     ("changes", "words"),
     [
         (
-            {"architecture": "qwen2"},
-            "architecture 'qwen2' is not supported (supported: bitnet, bitnet-25, bitnet-b1.58, llama, mistral)",
+            {"architecture": "mamba"},
+            "architecture 'mamba' is not supported (supported: bitnet, bitnet-25, bitnet-b1.58, llama, mistral, qwen2",
         ),
         ({"rope__scaling__type": "yarn"}, "rope.scaling.type 'yarn' is not supported"),
         ({"rope__dimension_count": 8}, "partial rotary"),

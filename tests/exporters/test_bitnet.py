@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from edgerun.errors import CheckpointError
 from edgerun.package import layout
-from edgerun.package.reader import Package, open_package
+from edgerun.program.open import Package, open_package
 from edgerun_exporters import export
 
 from .bitnet_made import (

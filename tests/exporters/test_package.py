@@ -83,7 +83,7 @@ def test_source_of_a_repository(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quant", ["auto", "q4", "q8", "f32"])
 def test_the_runtime_takes_it(quant: str, gguf_file: Path, tmp_path: Path) -> None:
-    from edgerun.package.reader import open_package
+    from edgerun.program.open import open_package
 
     export(gguf_file, tmp_path / "pkg", quant=quant)
     package = open_package(tmp_path / "pkg")

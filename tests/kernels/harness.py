@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgerun_kernels.load import Kernels, kernels
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import Field, Run, Sequence
+from edgerun_kernels.record import Field, Run, Sequence, Skip
 from edgerun_kernels.reference import Quantised, QuantisedRows, activation_tiles, row_tiles
 from edgerun_kernels.targets import usable
 from edgerun_kernels.team import Team
@@ -98,6 +98,14 @@ class Memory:
             record[Field[name]] = _integer(value)
         self._kept += [record, *(v for v in fields.values() if isinstance(v, np.ndarray))]
         return address(record)
+
+    def policies(self, **fields: Array | float | int) -> Array:
+        """A table of sparsity: of no projection, and of projection 1 these fields of ``Skip``."""
+        table = aligned(2 * 8 * Skip.COUNT).view(np.int64).reshape(2, Skip.COUNT)
+        for name, value in fields.items():
+            table[1, Skip[name]] = _integer(value)
+        self._kept += [table, *(v for v in fields.values() if isinstance(v, np.ndarray))]
+        return table
 
     def run(self, *sequences: Array, **fields: Array | int) -> int:
         """A run record's address. sequences: records as ``sequence`` gives them; by default one that has all rows, with

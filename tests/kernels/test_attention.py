@@ -50,6 +50,23 @@ class Case(NamedTuple):
         return cls(*new, *old, position)
 
 
+class Norms(NamedTuple):
+    """Weights [dim] of the norms of queries and keys. changed: whether a variant has them, and the base others."""
+
+    q: Array
+    k: Array
+    epsilon: float
+    changed: bool = False
+
+    def of(self, case: Case) -> Case:
+        """The case as it is compared, before RoPE."""
+
+        def normed(x: Array, w: Array) -> Array:
+            return reference.rms_norm(x.reshape(-1, len(w)), w, self.epsilon).reshape(x.shape)
+
+        return case._replace(q=normed(case.q, self.q), k=normed(case.k, self.k))
+
+
 class Wanted(NamedTuple):
     """The output [rows, n_heads, dim], how far the kernel may be from it, and the pages' bytes before and after."""
 
@@ -76,8 +93,9 @@ def pages(cache: str, keys: Array, values: Array, end: int) -> list[Array]:
     return [reference.pack_page(cache, keys[:, part], values[:, part]) for part in parts]
 
 
-def wanted(cache: str, case: Case, scale: float) -> Wanted:
-    """Exact attention over what the cache stands for.
+def wanted(cache: str, case: Case, scale: float, written: list[Array] | None = None) -> Wanted:
+    """Exact attention over what the cache stands for; ``written``: as it is there, of keys with norms, whose roundings
+    are not these.
 
     A score may be off by d: its sum's roundings and, with q8, half a step of the query's 16-bit integers for each
     feature. Then each weight of the softmax is off by a factor of exp(2 d) at most, beside its own roundings.
@@ -87,13 +105,13 @@ def wanted(cache: str, case: Case, scale: float) -> Wanted:
     keys = np.concatenate([case.old_keys, reference.rope(case.k, cos, sin).transpose(1, 0, 2)], 1)
     values = np.concatenate([case.old_values, case.v.transpose(1, 0, 2)], 1)
     after = pages(cache, keys, values, end)
-    both = zip(*(reference.unpack_page(cache, page, dim) for page in after), strict=True)
+    both = zip(*(reference.unpack_page(cache, page, dim) for page in written or after), strict=True)
     stored_keys, stored_values = (np.concatenate(part, 1)[:, :end] for part in both)
     q = reference.rope(case.q, cos, sin, scale)
     output = reference.attention(q, stored_keys, stored_values, case.position)
     heads = (len(q), len(stored_keys), -1, dim)
     sums = np.einsum("rhgd,htd->rhgt", np.abs(q).reshape(heads), np.abs(stored_keys), dtype=np.float64).max(3)
-    d = (dim + 8) * EPS * sums
+    d = (dim + 8) * (1 if written is None else 2) * EPS * sums
     if cache == "q8":
         d += np.einsum("rhgd,htd->rhgt", query_steps(q).reshape(heads), np.abs(stored_keys)).max(3) * 0.505
     bound = (np.expm1(2 * d) + (2 * end + 40) * EPS) * np.abs(stored_values).max()
@@ -102,7 +120,13 @@ def wanted(cache: str, case: Case, scale: float) -> Wanted:
 
 
 def attend(
-    isa: str | Kernels, cache: str, case: Case, scale: float, before: list[Array], n_threads: int
+    isa: str | Kernels,
+    cache: str,
+    case: Case,
+    scale: float,
+    before: list[Array],
+    n_threads: int,
+    norms: Norms | None = None,
 ) -> tuple[Array, list[Array]]:
     """Runs the attention op and the gather op; the output [rows, n_heads, dim] and the pages."""
     rows, n_heads, dim = case.q.shape
@@ -120,9 +144,16 @@ def attend(
             "PARTIALS": memory.room((partials_bytes(n_heads, dim, rows) // 4,), np.float32),
             "SCRATCH": scratch, "SCRATCH_PRIVATE": stride(scratch),
         }  # fmt: skip
+        variant = memory.hold(np.zeros(2, np.int64))
+        if norms is not None:
+            q_norm, k_norm = memory.hold(norms.q), memory.hold(norms.k)
+            if norms.changed:
+                variant[:] = q_norm.ctypes.data, k_norm.ctypes.data
+                q_norm, k_norm = memory.hold(norms.k + 1), memory.hold(norms.q - 1)
+            fields |= {"Q_NORM": q_norm, "K_NORM": k_norm, "Q_SITE": 0, "K_SITE": 1, "EPSILON": norms.epsilon}
         ops = tape(memory.op(CODE=OPS[cache], BARRIER=1, **fields), memory.op(CODE=Op.GATHER_ATTENTION, **fields))
         table = memory.hold(np.array([page.ctypes.data for page in held], np.int64))
-        run = memory.run(N_ROWS=rows, POSITION=case.position, PAGES=table, COS=cos, SIN=sin)
+        run = memory.run(N_ROWS=rows, POSITION=case.position, PAGES=table, COS=cos, SIN=sin, VARIANT=variant)
         team(isa, n_threads).run(int(ops.ctypes.data), len(ops), run)
         if rows == 1:
             for copy in y[1:n_threads]:
@@ -154,6 +185,44 @@ def test_attention(
     within(got, expected.output, expected.bound)
     for n_threads in (2, 3):
         again, again_after = attend(isa, cache, case, scale, expected.before, n_threads)
+        same_bits(again, got)
+        for page, other in zip(again_after, after, strict=True):
+            same_bits(page, other)
+
+
+@every_isa
+@every_cache
+@examples(40)
+@given(
+    rows=st.sampled_from([1, 1, 2, 7, 20]),
+    position=st.sampled_from([0, 1, 31, 128, 255, 384]),
+    heads=st.sampled_from([(1, 1), (3, 1), (2, 3), (1, 5)]),
+    dim=st.sampled_from([2, 6, 16, 20, 64, 72, 128]),
+    size=st.sampled_from([1.0, 1.0, 0.0, 1e-6, 30.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_norms_of_heads(
+    isa: str, cache: str, rows: int, position: int, heads: tuple[int, int], dim: int, size: float, seed: int
+) -> None:
+    """Keys as the numpy twin has them, but for roundings, and the output over what the cache holds; the same bits at
+    every number of threads, and where a variant has the weights."""
+    case = Case.make(rows, position, *heads, dim, seed, size)
+    weights = 1 + 0.3 * np.random.default_rng(seed).standard_normal((2, dim)).astype(np.float32)
+    norms = Norms(weights[0], weights[1], 1e-5)
+    scale = dim**-0.5
+    twin = norms.of(case)
+    before, twin_after = wanted(cache, twin, scale)[2:]
+    got, after = attend(isa, cache, case, scale, before, 1, norms)
+    expected = wanted(cache, twin, scale, after)
+    within(got, expected.output, expected.bound)
+    for page, other in zip(after, twin_after, strict=True):
+        (keys, values), (twin_keys, twin_values) = (reference.unpack_page(cache, p, dim) for p in (page, other))
+        same_bits(values, twin_values)
+        largest = np.abs(twin_keys).max(2, keepdims=True)
+        roundings = {"f32": 0.0, "f16": 2.0**-10, "q8": 1.1 / 127}[cache]
+        within(keys, twin_keys, largest * (2 * (dim + 8) * EPS + roundings) + 2.0**-24)
+    for n_threads, changed in ((2, False), (3, True)):
+        again, again_after = attend(isa, cache, case, scale, before, n_threads, norms._replace(changed=changed))
         same_bits(again, got)
         for page, other in zip(again_after, after, strict=True):
             same_bits(page, other)

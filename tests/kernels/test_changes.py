@@ -14,7 +14,8 @@ from edgerun.package.layout import dequantise
 from edgerun_kernels import reference
 from edgerun_kernels.record import (
     STATE_HEADER,
-    Op,
+    Keep,
+    Lines,
     activation_bytes,
     list_scratch_bytes,
     state_sums,
@@ -28,7 +29,7 @@ FORMATS = st.sampled_from(["q4", "q4m", "q8"])
 N_PARTS = 2
 
 
-class DeltaLayers:
+class ChangedLayers:
     """Layers with one input that run row after row, with a state; buffers as ``run_stack`` has them."""
 
     def __init__(
@@ -40,39 +41,38 @@ class DeltaLayers:
         changes = memory.room(self.x.shape, np.uint8)
         self.state = memory.room((state_sums(k) + 8 * N_PARTS * n_stack,), np.uint8)
         self.state[:] = 0
-        shared: dict[str, Any] = {
-            "X_PRIVATE": stride(self.x),
-            "K": k,
-            "SCRATCH": memory.room((n_threads, private), np.uint8),
-            "SCRATCH_PRIVATE": private,
+        columns = {key: memory.hold(layers.columns[name]) for key, name in _names(layers.columns)}
+        policy: dict[str, Any] = {
+            "KEEP": Keep.CHANGED,
+            "LINES": Lines.Q8 if layers.fmt == "q8" else Lines.Q4,
+            "WORTH": memory.rows(worth[None], gap=0),
+            "THRESHOLD": threshold,
+            "MOST": 1 << 40,
             "PARTS": N_PARTS,
             "STACK": n_stack,
-            "MOST": 1 << 40,
+            "LISTS": memory.room((n_threads, private), np.uint8),
+            "LISTS_PRIVATE": private,
+            "ROW": changes,
+            "ROW_PRIVATE": stride(changes),
+            **columns,
             **fields,
         }
-        keep = {"X": self.x, "Y": changes, "Y_PRIVATE": stride(changes), "W": memory.rows(worth[None], gap=0)}
-        self.keep = memory.op(**shared, **keep, THRESHOLD=threshold)
-        columns = {key: memory.hold(layers.columns[name]) for key, name in _names(layers.columns)}
-        self.columns = memory.op(**(shared | {"X": changes, "KEEPS": 1}), **columns)
-        self.joins, self.outputs, start = [], [], 0
-        dense = Op.LINEAR_Q8 if layers.fmt == "q8" else Op.LINEAR_Q4
+        self.policies = memory.policies(**policy)
+        shared = {"X": self.x, "X_PRIVATE": stride(self.x), "K": k, "PROJECTION": 1}
+        self.skip = memory.op(**shared)
+        self.products, self.outputs, start = [], [], 0
         for n, stored in zip(layers.rows, layers.stored, strict=True):
             y = memory.room((1, padded(n)), np.float32)
             weights = {key: memory.hold(stored[name]) for key, name in _names(stored)}
-            places = {"X": self.x, "UP": changes, "Y": y, "N": n, "START": start, "DENSE": dense}
-            self.joins.append(memory.op(**shared, **places, **weights))
+            self.products.append(memory.op(**shared, **weights, Y=y, N=n, START=start))
             self.outputs.append(y)
             start += padded(n)
 
     def row(self, x: reference.Quantised, position: int = 0) -> list[Array]:
         self.x[:] = reference.activation_tiles(x)[0][0]
-        run = self.memory.run(N_ROWS=1, N_OUT=1, SPARSITY=address(self.state), POSITION=position)
-        name = "columns_delta_q8" if self.layers.fmt == "q8" else "columns_delta_q4"
-        for kernel, op in (
-            ("keep_changes", self.keep),
-            (name, self.columns),
-            *(("join_delta", op) for op in self.joins),
-        ):
+        run = self.memory.run(N_ROWS=1, N_OUT=1, SPARSITY=self.policies, RUNNING=address(self.state), POSITION=position)
+        name = "linear_q8" if self.layers.fmt == "q8" else "linear_q4"
+        for kernel, op in (("skip_columns", self.skip), *((name, op) for op in self.products)):
             call(self.isa, kernel, op, run, self.n_threads)
         return self.outputs
 
@@ -140,7 +140,7 @@ def test_the_layer_of_the_paper(
     worth = rng.random(k).astype(np.float32) + np.float32(0.5)
     twin = reference.DeltaInput(worth, threshold)
     with Memory() as memory:
-        layers = DeltaLayers(memory, isa, small(fmt, rows, k, rng), worth, n_threads, threshold)
+        layers = ChangedLayers(memory, isa, small(fmt, rows, k, rng), worth, n_threads, threshold)
         for position, pattern in enumerate(patterns):
             x = second_terms(reference.quantize(floats(pattern, (1, k), rng)), terms, rng)
             x = reference.keep_large(x, np.arange(x.first.shape[1]) < k)  # the padding is 0
@@ -161,7 +161,7 @@ def test_nothing_drifts_in_4096_rows(isa: str) -> None:
     rows, k = [40], 70
     values = rng.standard_normal(k)
     with Memory() as memory:
-        layers = DeltaLayers(memory, isa, small("q4m", rows, k, rng), np.ones(k, np.float32), 2, 0.3)
+        layers = ChangedLayers(memory, isa, small("q4m", rows, k, rng), np.ones(k, np.float32), 2, 0.3)
         for position in range(4096):
             values = 0.95 * values + 0.3 * rng.standard_normal(k)
             (y,) = layers.row(reference.quantize(values[None].astype(np.float32)), position)
@@ -177,7 +177,7 @@ def test_what_is_too_far_is_sent_later(isa: str) -> None:
     k = 33
     x = np.full((1, k), 0.01, np.float32)
     with Memory() as memory:
-        layers = DeltaLayers(
+        layers = ChangedLayers(
             memory, isa, small("q8", [20], k, np.random.default_rng(1)), np.ones(k, np.float32), 2, 0.0
         )
         layers.row(reference.quantize(x))
@@ -196,7 +196,9 @@ def test_it_is_computed_afresh_in_time(isa: str, refresh: int) -> None:
     """With all inputs as they are, and another step."""
     rng = np.random.default_rng(2)
     with Memory() as memory:
-        layers = DeltaLayers(memory, isa, small("q4", [20], 64, rng), np.ones(64, np.float32), 3, 0.5, REFRESH=refresh)
+        layers = ChangedLayers(
+            memory, isa, small("q4", [20], 64, rng), np.ones(64, np.float32), 3, 0.5, REFRESH=refresh
+        )
         steps = []
         for position in range(10, 17):
             x = reference.quantize(floats("normal", (1, 64), rng) * np.float32(4.0 ** (position - 10)))
@@ -216,7 +218,7 @@ def test_where_too_much_has_changed_the_dense_layer_runs(isa: str, fmt: str) -> 
     rng = np.random.default_rng(3)
     with Memory() as memory:
         made = small(fmt, [50, 20], 96, rng)
-        layers = DeltaLayers(memory, isa, made, np.ones(96, np.float32), 2, 0.0, MOST=40)
+        layers = ChangedLayers(memory, isa, made, np.ones(96, np.float32), 2, 0.0, MOST=40)
         layers.row(reference.quantize(floats("normal", (1, 96), rng)))
         before = layers.state.copy()
         x = reference.quantize(floats("outliers", (1, 96), rng), 3.0)
@@ -235,7 +237,7 @@ def test_it_rests_longer_and_longer(isa: str, n_threads: int) -> None:
     still = reference.quantize(floats("normal", (1, 64), rng))
     with Memory() as memory:
         made = small("q8", [30], 64, rng)
-        layers = DeltaLayers(memory, isa, made, np.ones(64, np.float32), n_threads, 0.1, MOST=20)
+        layers = ChangedLayers(memory, isa, made, np.ones(64, np.float32), n_threads, 0.1, MOST=20)
         layers.row(still, 5)
         held = layers.references
         dense_rows = []
@@ -266,7 +268,7 @@ def test_rests_are_the_twins(isa: str, moved: list[bool], first: int, n_threads:
     rests = reference.Rests()
     with Memory() as memory:
         made = small("q4", [30], 64, rng)
-        layers = DeltaLayers(memory, isa, made, np.ones(64, np.float32), n_threads, 0.01, MOST=20)
+        layers = ChangedLayers(memory, isa, made, np.ones(64, np.float32), n_threads, 0.01, MOST=20)
         layers.row(still, first)
         held = layers.references
         for position, moves in enumerate(moved, first + 1):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgerun.package.layout import ROWS, unpack
 from edgerun.sparsity import layout
 from edgerun_kernels import reference
-from edgerun_kernels.record import GROUP, Flag, Op, list_scratch_bytes
+from edgerun_kernels.record import GROUP, Flag, Keep, Lines, list_scratch_bytes
 
 from .harness import (
     EPS,
@@ -36,6 +36,7 @@ from .weights import matrix, padded, quantised_linear, run_quantised, second_ter
 FORMATS = st.sampled_from(["q4", "q4m", "q8"])
 ROWS_OF_LAYERS = st.lists(st.integers(1, 150) | st.integers(500, 600), min_size=1, max_size=3)
 COLUMNS = st.integers(1, 140) | st.integers(1000, 1100)
+NAMES = (("W", "q"), ("D", "d"), ("M", "m"))
 SHARES = (0.0, 0.01, 0.1, 0.5, 0.9, 1.0)
 """Of the inputs that are not zero."""
 
@@ -79,28 +80,27 @@ def run_stack(
         private = -(-list_scratch_bytes(layers.k) // 64) * 64
         n_stack = layers.columns["d"].shape[1]
         shared: dict[str, Any] = {
-            "SCRATCH": memory.room((n_threads, private), np.uint8),
-            "SCRATCH_PRIVATE": private,
-            "SUMS": memory.room((n_parts, n_stack), np.float32),
-            "PARTS": n_parts,
-            "STACK": n_stack,
-            "MOST": most,
+            "PROJECTION": 1,
             "FLAGS": options.get("flags", 0),
             "X_PRIVATE": stride(packed) if rows == 1 else 0,
         }
-        run = memory.run(N_ROWS=rows, N_OUT=len(x.first), COLUMNS_READ=address(counter))
-        name = "columns_q8" if layers.fmt == "q8" else "columns_q4"
-        unused = memory.room((1, 16), np.float32)
-        call(
-            isa,
-            name,
-            linear_op(memory, packed, unused, layers.columns, sum(layers.rows), layers.k, **shared),
-            run,
-            n_threads,
+        policies = memory.policies(
+            KEEP=Keep.NONZERO,
+            LINES=Lines.Q8 if layers.fmt == "q8" else Lines.Q4,
+            **{key: memory.hold(layers.columns[name]) for key, name in NAMES if name in layers.columns},
+            LISTS=memory.room((n_threads, private), np.uint8),
+            LISTS_PRIVATE=private,
+            SUMS=memory.room((n_parts, n_stack), np.float32),
+            PARTS=n_parts,
+            STACK=n_stack,
+            MOST=most,
         )
+        run = memory.run(N_ROWS=rows, N_OUT=len(x.first), COLUMNS_READ=address(counter), SPARSITY=policies)
+        call(isa, "skip_columns", memory.op(X=packed, K=layers.k, **shared), run, n_threads)
+        kernel = "linear_q8" if layers.fmt == "q8" else "linear_q4"
         outputs, start = [], 0
         for n, weights in zip(layers.rows, layers.stored, strict=True):
-            fields = shared | {"START": start, "DENSE": Op.LINEAR_Q8 if layers.fmt == "q8" else Op.LINEAR_Q4}
+            fields = shared | {"START": start}
             y = memory.room((rows, padded(n)), np.float32, gap=64)
             if "bias" in options:
                 fields["BIAS"] = memory.rows(options["bias"][None, :n], ROWS)
@@ -108,7 +108,7 @@ def run_stack(
                 y[:] = 0
                 y[:, :n] = options["residual"][:, :n]
                 fields["FLAGS"] |= Flag.ACCUMULATE
-            call(isa, "join_columns", linear_op(memory, packed, y, weights, n, layers.k, **fields), run, n_threads)
+            call(isa, kernel, linear_op(memory, packed, y, weights, n, layers.k, **fields), run, n_threads)
             outputs.append(y.copy())
             start += padded(n)
         return outputs, int(counter[0])

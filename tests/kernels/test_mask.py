@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerun_kernels import reference
-from edgerun_kernels.record import list_scratch_bytes
+from edgerun_kernels.record import Keep, list_scratch_bytes
 
 from .harness import (
     PATTERNS,
@@ -37,19 +37,18 @@ def masked(isa: str, x: reference.Quantised, worth: Array, n_threads: int = 1, *
         y = memory.room(tiles.shape, np.uint8, gap=64)
         before = tiles.copy()
         room = memory.room((n_threads, -(-list_scratch_bytes(len(worth)) // 64) * 64), np.uint8)
-        op = memory.op(
-            X=tiles,
-            X_PRIVATE=stride(tiles),
-            Y=y,
-            Y_PRIVATE=stride(y),
-            W=memory.rows(worth[None], gap=0),
-            K=len(worth),
+        policies = memory.policies(
+            KEEP=Keep.LARGE,
+            ROW=y,
+            ROW_PRIVATE=stride(y),
+            WORTH=memory.rows(worth[None], gap=0),
             MOST=1 << 40,
-            SCRATCH=room,
-            SCRATCH_PRIVATE=stride(room),
+            LISTS=room,
+            LISTS_PRIVATE=stride(room),
             **fields,
         )
-        call(isa, "keep_large", op, memory.run(N_ROWS=1), n_threads)
+        op = memory.op(X=tiles, X_PRIVATE=stride(tiles), K=len(worth), PROJECTION=1)
+        call(isa, "keep_large", op, memory.run(N_ROWS=1, SPARSITY=policies), n_threads)
         same_bits(tiles, before)
         for tile in y[1:]:
             same_bits(tile, y[0])
@@ -131,8 +130,9 @@ def test_nothing_is_written_where_all_are_wanted(isa: str, kernel: str, most: in
         tiles = activations(memory, x)
         room, y = memory.room((1, 4096), np.uint8), memory.room((1, 4096), np.uint8)
         worth = memory.rows(np.ones((1, 70), np.float32), gap=0)
-        op = memory.op(X=tiles, Y=y, W=worth, K=70, SCRATCH=room, THRESHOLD=0.5, MOST=most)
-        call(isa, kernel, op, memory.run(N_ROWS=1))
+        policies = memory.policies(KEEP=Keep.LARGE, ROW=y, WORTH=worth, LISTS=room, THRESHOLD=0.5, MOST=most)
+        op = memory.op(X=tiles, K=70, PROJECTION=1)
+        call(isa, kernel, op, memory.run(N_ROWS=1, SPARSITY=policies))
         said = room[0, ALL : ALL + 8].view(np.int64)[0]
         assert said == (most < 40)
         assert (y == POISON).all() == (most < 40)
@@ -150,8 +150,9 @@ def test_a_first_look_at_long_rows_only_spares_work(isa: str, kernel: str, large
         tiles = activations(memory, x)
         room, y = memory.room((1, 8192), np.uint8), memory.room((1, 8192), np.uint8)
         worth = memory.rows(np.ones((1, 1024), np.float32), gap=0)
-        op = memory.op(X=tiles, Y=y, W=worth, K=1000, SCRATCH=room, THRESHOLD=0.5, MOST=500)
-        call(isa, kernel, op, memory.run(N_ROWS=1))
+        policies = memory.policies(KEEP=Keep.LARGE, ROW=y, WORTH=worth, LISTS=room, THRESHOLD=0.5, MOST=500)
+        op = memory.op(X=tiles, K=1000, PROJECTION=1)
+        call(isa, kernel, op, memory.run(N_ROWS=1, SPARSITY=policies))
         assert room[0, ALL : ALL + 8].view(np.int64)[0] == (large > 500)
         assert (y == POISON).all() == (large > 500)
 
@@ -166,7 +167,24 @@ def test_several_rows_are_left_alone(isa: str, n_rows: int) -> None:
         before = tiles.copy()
         room = memory.room((1, 4096), np.uint8)
         y, worth = memory.room((1, 4096), np.uint8), memory.rows(np.ones((1, 40), np.float32), gap=0)
-        op = memory.op(X=tiles, Y=y, W=worth, K=40, SCRATCH=room, THRESHOLD=1.0)
-        call(isa, "keep_large", op, memory.run(N_ROWS=n_rows))
+        policies = memory.policies(KEEP=Keep.LARGE, ROW=y, WORTH=worth, LISTS=room, THRESHOLD=1.0)
+        op = memory.op(X=tiles, K=40, PROJECTION=1)
+        for kernel in ("keep_large", "skip_columns"):
+            call(isa, kernel, op, memory.run(N_ROWS=n_rows, SPARSITY=policies))
         same_bits(tiles, before)
-        assert (y == POISON).all()
+        assert (y == POISON).all() and (room == POISON).all()
+
+
+@every_isa
+@pytest.mark.parametrize("kernel", ["keep_large", "keep_large_row", "keep_changes", "skip_columns"])
+def test_nothing_is_done_without_a_policy(isa: str, kernel: str) -> None:
+    """Where a run has no table, where the projection's record says none, and of layers that belong to no projection."""
+    with Memory() as memory:
+        tiles = activations(memory, reference.quantize(floats("normal", (1, 40), np.random.default_rng(0))))
+        room, y = memory.room((1, 4096), np.uint8), memory.room((1, 4096), np.uint8)
+        none = memory.policies(ROW=y, LISTS=room)
+        some = memory.policies(KEEP=Keep.LARGE, ROW=y, LISTS=room)
+        for table, projection in ((0, 1), (none, 1), (some, 0)):
+            op = memory.op(X=tiles, K=40, PROJECTION=projection)
+            call(isa, kernel, op, memory.run(N_ROWS=1, SPARSITY=table))
+        assert (y == POISON).all() and (room == POISON).all()

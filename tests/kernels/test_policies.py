@@ -16,7 +16,7 @@ from edgerun.attention.deltallm import STEP, DeltaLLM, delta_keys, references
 from edgerun.attention.runs import Heads
 from edgerun.attention.spec import Attention
 from edgerun.attention.state import AttentionState
-from edgerun.lowering.lower import COMPACT
+from edgerun.program.codes import COMPACT
 from edgerun_kernels import reference
 from edgerun_kernels.record import PAGE, LayerState, Mode, Op, attention_scratch_bytes, kv_head_bytes, partials_bytes
 

@@ -13,7 +13,7 @@ from edgerun.package.layout import Unpacked
 from edgerun.package.layout import pack as dense
 from edgerun.sparsity import layout
 from edgerun_kernels import reference
-from edgerun_kernels.record import Op, ternary_scratch_bytes, triples_scratch_bytes
+from edgerun_kernels.record import Keep, Lines, ternary_scratch_bytes, triples_scratch_bytes
 
 from .harness import (
     PATTERNS,
@@ -32,7 +32,8 @@ from .harness import (
 from .weights import padded, two_bits
 
 FORMATS = st.sampled_from(["ternary", "ternary_triples"])
-DENSE = {"ternary": Op.LINEAR_TERNARY, "ternary_triples": Op.LINEAR_TERNARY_TRIPLES}
+ALL = 40
+"""In a thread's scratch, whether all columns are wanted; see ``column_list``."""
 ROWS = st.lists(st.integers(1, 150) | st.integers(250, 600), min_size=1, max_size=3)
 COLUMNS = st.integers(1, 140) | st.integers(1000, 1100)
 
@@ -66,24 +67,36 @@ class Stack:
         n_stack = layout.stack_rows(self.fmt, self.rows)
         private = -(-ternary_scratch_bytes(n_stack, self.k) // 64) * 64
         counter = memory.hold(np.zeros(1, np.int64))
-        scratch = memory.room((n_threads, private), np.uint8)
         shared: dict[str, Any] = {
             "K": self.k,
-            "MOST": most,
+            "PROJECTION": 1,
+            "X": tiles,
             "X_STRIDE": stride(tiles),
             "X_PRIVATE": stride(tiles) if rows == 1 else 0,
         }
-        run = memory.run(N_ROWS=rows, N_OUT=rows, COLUMNS_READ=address(counter))
-        op = memory.op(**shared, X=left, W=self.q, N=n_stack, SCRATCH=scratch, SCRATCH_PRIVATE=private)
-        call(isa, "columns_ternary", op, run, n_threads)
+        lists = memory.room((n_threads, private), np.uint8)
+        lists[:, ALL : ALL + 8] = 0
+        policies = memory.policies(
+            KEEP=Keep.LARGE,
+            LINES=Lines.TERNARY,
+            W=self.q,
+            MOST=most,
+            STACK=n_stack,
+            LISTS=lists,
+            LISTS_PRIVATE=private,
+            ROW=left,
+            ROW_PRIVATE=stride(left),
+        )
+        run = memory.run(N_ROWS=rows, N_OUT=rows, COLUMNS_READ=address(counter), SPARSITY=policies)
+        call(isa, "sum_columns", memory.op(**shared), run, n_threads)
+        kernel = "linear_ternary" if self.fmt == "ternary" else "linear_ternary_triples"
         outputs, start = [], 0
         for n, stored in zip(self.rows, self.stored, strict=True):
             y = memory.room((rows, padded(n)), np.float32, gap=64)
             weights = {"W": memory.hold(stored["q"]), "D": memory.hold(stored["d"])}
             own = memory.room((n_threads, -(-triples_scratch_bytes(n, self.k) // 64) * 64), np.uint8)
-            places = {"X": tiles, "UP": left, "Y": y, "Y_STRIDE": stride(y), "START": start, "DENSE": DENSE[self.fmt]}
-            places |= {"SUMS": scratch, "STACK": private, "SCRATCH": own, "SCRATCH_PRIVATE": stride(own)}
-            call(isa, "join_ternary", memory.op(**shared, **weights, **places, N=n), run, n_threads)
+            places = {"Y": y, "Y_STRIDE": stride(y), "START": start, "SCRATCH": own, "SCRATCH_PRIVATE": stride(own)}
+            call(isa, kernel, memory.op(**shared, **weights, **places, N=n), run, n_threads)
             outputs.append(y)
             start += padded(n)
         return outputs, int(counter[0])
@@ -157,11 +170,11 @@ def test_large_inputs_are_kept(isa: str, pattern: str, k: int, threshold: float,
         tiles = activations(memory, x, 2)
         before, y = tiles.copy(), memory.room(tiles.shape, np.uint8, gap=64)
         room = memory.room((2, -(-ternary_scratch_bytes(256, k) // 64) * 64), np.uint8)
-        fields: dict[str, Any] = {"X_PRIVATE": stride(tiles), "Y_PRIVATE": stride(y), "SCRATCH_PRIVATE": stride(room)}
-        weights = memory.rows(worth[None], gap=0)
-        fields |= {"SCRATCH": room, "THRESHOLD": threshold, "SHARE": share}
-        op = memory.op(X=tiles, Y=y, W=weights, K=k, MOST=1 << 40, **fields)
-        call(isa, "keep_large_row", op, memory.run(N_ROWS=1), 2)
+        fields: dict[str, Any] = {"ROW": y, "ROW_PRIVATE": stride(y), "LISTS": room, "LISTS_PRIVATE": stride(room)}
+        fields |= {"THRESHOLD": threshold, "SHARE": share, "WORTH": memory.rows(worth[None], gap=0), "MOST": 1 << 40}
+        policies = memory.policies(KEEP=Keep.LARGE, LINES=Lines.TERNARY, **fields)
+        op = memory.op(X=tiles, X_PRIVATE=stride(tiles), K=k, PROJECTION=1)
+        call(isa, "keep_inputs", op, memory.run(N_ROWS=1, SPARSITY=policies), 2)
         same_bits(tiles, before)
         same_bits(y[1], y[0])
         got = y[:1].copy()

@@ -172,9 +172,10 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 8), (9, 3, 64), (6, 1, 10), (4, 4, 6), (8, 2, 2)])
 @pytest.mark.parametrize(("batch", "past", "length"), [(1, 0, 1), (1, 0, 5), (2, 4, 3), (1, 7, 1), (1, 300, 1)])
-def test_attention(heads: int, kv_heads: int, head_dim: int, batch: int, past: int, length: int) -> None:
+def test_attention(heads: int, kv_heads: int, head_dim: int, batch: int, past: int, length: int, normed: bool) -> None:
     rng = np.random.default_rng(heads + past)
 
     def random(*shape: int) -> Array:
@@ -194,12 +195,19 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, batch: int, past: i
         "past_key": random(batch, kv_heads, past, head_dim),
         "past_value": random(batch, kv_heads, past, head_dim),
     }
-    scale = 0.37
+    norms = {"q_norm": random(head_dim), "k_norm": random(head_dim)} if normed else {}
+    scale, epsilon = 0.37, 1e-2
+    sizes = {"n_heads": heads, "n_kv_heads": kv_heads, "head_dim": head_dim, "scale": scale}
     y, present_key, present_value = run(
-        "Attention", inputs, n_heads=heads, n_kv_heads=kv_heads, head_dim=head_dim, scale=scale
+        "QKNormAttention" if normed else "Attention", inputs, norms, **sizes, **({"epsilon": epsilon} if normed else {})
     )
     exact = {name: a.astype(np.float64) for name, a in inputs.items()}
     q, k, v = (exact[s].reshape(batch, length, -1, head_dim).transpose(0, 2, 1, 3) for s in "qkv")
+    if normed:
+        q, k = (
+            x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * norms[f"{name}_norm"]
+            for x, name in ((q, "q"), (k, "k"))
+        )
     keys = np.concatenate([exact["past_key"], rotate(k, exact["cos"], exact["sin"])], axis=2)
     values = np.concatenate([exact["past_value"], v], axis=2)
     group = heads // kv_heads

@@ -15,7 +15,7 @@ import pytest
 
 from edgerun.errors import PackageError
 from edgerun.package import operators
-from edgerun.package.reader import open_package
+from edgerun.program.open import open_package
 from tests.package import tiny
 from tests.package.tiny import Shape
 
@@ -108,7 +108,7 @@ def test_a_package_that_onnx_saved_again_opens(tmp_path: Path) -> None:
 def test_reading_imports_neither_onnx_nor_a_runtime(tmp_path: Path) -> None:
     folder = tiny.make(tmp_path)
     program = (
-        "import sys; from edgerun.package.reader import open_package\n"
+        "import sys; from edgerun.program.open import open_package\n"
         "package = open_package(sys.argv[1])\n"
         "heavy = {'onnx', 'onnxruntime', 'numba', 'jinja2', 'tokenizers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

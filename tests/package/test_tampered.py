@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edgerun.errors import PackageError
-from edgerun.package.reader import open_package
+from edgerun.package import operators
+from edgerun.program.open import open_package
 from tests.package import tiny
 from tests.package.tiny import Parts, Shape
 
@@ -68,8 +69,12 @@ CONFIG: list[tuple[str, Any, str]] = [
     ("n_layers", 1, "has 6 graph inputs, expected 4: n_layers is 1 in edgerun.json"),
     ("hidden_size", 32, "node 'embedding' has K 36, expected 32"),
     ("vocab_size", 38, "graph output 'logits' has element type 1 and shape [?, ?, 37], expected 1 and [?, ?, 38]"),
-    ("intermediate_size", 51, "node 'layers.0.mlp.gate_proj' has N 50, expected 51"),
-    ("n_heads", 6, "node 'layers.0.attention.q_proj' has N 24, expected 36"),
+    (
+        "intermediate_size",
+        51,
+        "node 'layers.0.mlp.swiglu' gives 50 features, but intermediate_size is 51",
+    ),
+    ("n_heads", 6, "node 'layers.0.attention' has n_heads 4, expected 6"),
     ("head_dim", 8, "graph input 'past_key_values.0.key' has element type 1 and shape [?, 2, ?, 6]"),
     ("rms_norm_eps", 1e-6, "node 'layers.0.input_norm' has epsilon 1e-05, but rms_norm_eps is 1e-06 in edgerun.json"),
     ("tied_embeddings", False, "node 'output' shares the embedding's tensors, but tied_embeddings is false"),
@@ -329,6 +334,39 @@ def attribute(parts: Parts, node: str, name: str) -> onnx.AttributeProto:
     return next(a for a in parts.node(node).attribute if a.name == name)
 
 
+HEAD_NORMS: list[tuple[Change, str]] = [
+    (lambda p: p.initializer("layers.1.attention.k_norm.weight").dims.__setitem__(0, 5),
+     "tensor 'layers.1.attention.k_norm.weight' has shape [5], expected [6]"),
+    (lambda p: set_value(p, "layers.0.attention.q_norm.weight", 1, np.nan),
+     "tensor 'layers.0.attention.q_norm.weight' has nan at index 1"),
+    (lambda p: (drop(p, "layers.0.attention.q_norm.weight"),
+                p.node("layers.0.attention").input.__setitem__(3, "layers.0.attention.q_proj")),
+     "tensor 'layers.0.attention.q_proj' of node 'layers.0.attention' is missing"),
+    (lambda p: p.node("layers.0.attention").input.__setitem__(4, "final_norm.weight"),
+     "node 'layers.0.attention' share tensor 'final_norm.weight' but not its shape"),
+    (lambda p: p.node("layers.0.attention").input.pop(), "has 9 inputs and 3 outputs, expected 10 and 3"),
+    (lambda p: p.node("layers.0.attention").input.__setitem__(5, "rope.sin"),
+     "reads 'rope.sin', which is sines, expected cosines"),
+    (lambda p: setattr(attribute(p, "layers.1.attention", "epsilon"), "f", 1e-3),
+     "node 'layers.1.attention' has epsilon 0.001, but rms_norm_eps is 1e-05"),
+    (lambda p: setattr(attribute(p, "layers.1.attention", "n_heads"), "i", 2), "has n_heads 2, expected 4"),
+    (lambda p: setattr(p.node("layers.0.attention"), "op_type", "Attention"), "has 10 inputs and 3 outputs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), HEAD_NORMS, ids=[message for _, message in HEAD_NORMS])
+def test_norms_of_heads(tmp_path: Path, change: Change, message: str) -> None:
+    def changed(parts: Parts) -> None:
+        change(parts)
+        used = operators.functions({node.op_type for node in parts.model.graph.node if node.domain})
+        del parts.model.functions[:]
+        parts.model.functions.extend(used)
+
+    shape = Shape(head_norms=True)
+    assert open_package(tiny.make(tmp_path / "good", shape)).config.head_dim == 6
+    assert message in refused(tiny.make(tmp_path / "bad", shape, changed))
+
+
 def swap(parts: Parts, first: int, second: int) -> None:
     nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in parts.model.graph.node]
     nodes[first], nodes[second] = nodes[second], nodes[first]
@@ -350,25 +388,27 @@ def function(parts: Parts, name: str) -> onnx.FunctionProto:
 
 GRAPH: list[tuple[Change, str]] = [
     (lambda p: setattr(p.node("output"), "op_type", "Gemm"),
-     "node 'output' is 'edgerun.Gemm', expected edgerun.Linear* or *BitLinear"),
+     "node 'output' is 'edgerun.Gemm', which is no operator that edgerun knows"),
     (lambda p: setattr(p.node("embedding"), "op_type", "LinearQ8"),
-     "node 'embedding' is 'edgerun.LinearQ8', expected edgerun.Embed*"),
+     "node 'embedding' reads 'input_ids', which no node before it gives"),
+    (lambda p: setattr(p.node("output"), "op_type", "EmbedQ8"),
+     "node 'output' reads 'final_norm', expected 'input_ids'"),
     (lambda p: setattr(p.node("layers.1.mlp.swiglu"), "op_type", "GeGLU"),
-     "node 'layers.1.mlp.swiglu' is 'edgerun.GeGLU', expected edgerun.SwiGLU or SquaredReLU"),
+     "node 'layers.1.mlp.swiglu' is 'edgerun.GeGLU', which is no operator that edgerun knows"),
     (lambda p: setattr(p.node("layers.1.mlp.swiglu"), "domain", ""),
-     "node 'layers.1.mlp.swiglu' is 'SwiGLU', expected edgerun.SwiGLU or SquaredReLU"),
+     "node 'layers.1.mlp.swiglu' is 'SwiGLU', expected edgerun.SwiGLU"),
     (lambda p: setattr(p.node("layers.1.mlp.swiglu"), "op_type", "SquaredReLU"),
      "function 'SquaredReLU', which node 'layers.1.mlp.swiglu' uses, is missing"),
     (lambda p: p.model.graph.node.remove(p.node("layers.0.mlp.swiglu")),
-     "node 'layers.0.mlp.down_proj' is 'edgerun.LinearQ4M', expected edgerun.SwiGLU or SquaredReLU"),
+     "node 'layers.0.mlp.down_proj' reads 'layers.0.mlp.swiglu', which no node before it gives"),
     (lambda p: setattr(p.node("final_norm"), "domain", "com.evil"),
      "node 'final_norm' is 'com.evil.RMSNormalization', expected RMSNormalization"),
     (lambda p: setattr(p.node("mask"), "domain", ""), "node 'mask' is 'CausalMask', expected edgerun.CausalMask"),
-    (lambda p: setattr(p.node("mask"), "overload", "x"), "node 'mask' is 'edgerun.CausalMask', expected"),
+    (lambda p: setattr(p.node("mask"), "overload", "x"), "node 'mask' has overload 'x', expected none"),
     (lambda p: setattr(attribute(p, "embedding", "N"), "i", 1 << 40),
      "node 'embedding' has N 1099511627776, expected 37"),
     (lambda p: setattr(attribute(p, "layers.0.attention.k_proj", "N"), "i", 24),
-     "node 'layers.0.attention.k_proj' has N 24, expected 12"),
+     "node 'layers.0.attention' reads 'layers.0.attention.k_proj' of 24 features, expected 2 heads of 6"),
     (lambda p: setattr(attribute(p, "layers.1.attention", "head_dim"), "i", 600),
      "node 'layers.1.attention' has head_dim 600, expected 6"),
     (lambda p: setattr(attribute(p, "layers.1.attention", "n_kv_heads"), "i", 0),
@@ -386,10 +426,12 @@ GRAPH: list[tuple[Change, str]] = [
     (lambda p: p.node("output").input.pop(), "node 'output' has 2 inputs and 1 outputs, expected 3 and 1"),
     (lambda p: p.node("rope").output.pop(), "node 'rope' has 2 inputs and 1 outputs"),
     (lambda p: p.node("layers.0.attention").input.__setitem__(0, "ghost"),
-     "node 'layers.0.attention' reads 'ghost', expected 'layers.0.attention.q_proj'"),
+     "node 'layers.0.attention' reads 'ghost', which no node before it gives"),
     (lambda p: p.node("layers.1.attention").input.__setitem__(6, "past_key_values.0.key"),
      "reads 'past_key_values.0.key', expected 'past_key_values.1.key'"),
-    (lambda p: p.node("layers.0.mlp.residual").input.__setitem__(0, "embedding"), "reads 'embedding', expected"),
+    (lambda p: p.node("layers.0.mlp.residual").input.__setitem__(0, "embedding"),
+     "no kernel for node 'layers.0.mlp.residual': it reads 'embedding', in whose place node "
+     "'layers.0.attention.residual' puts its output"),
     (lambda p: p.node("layers.0.mlp.swiglu").output.__setitem__(0, "layers.0.input_norm"),
      "gives 'layers.0.input_norm', which is no new name"),
     (lambda p: p.node("layers.0.mlp.swiglu").output.__setitem__(0, "final_norm.weight"), "which is no new name"),
@@ -399,9 +441,9 @@ GRAPH: list[tuple[Change, str]] = [
     (lambda p: p.node("output").output.__setitem__(0, "scores"), "node 'output' gives 'scores', expected 'logits'"),
     (lambda p: p.node("final_norm").input.__setitem__(1, "rope.inv_freq"),
      "node 'final_norm' and node 'rope' share tensor 'rope.inv_freq' but not its shape"),
-    (lambda p: swap(p, 0, 1), "node 'rope' is 'edgerun.RotaryCosSin', expected edgerun.Embed*"),
-    (lambda p: p.model.graph.node.pop(), "ends after 30 nodes, where Linear* or *BitLinear"),
-    (append_node, "node 'more' follows the output head"),
+    (lambda p: swap(p, 3, 4), "reads 'layers.0.input_norm', which no node before it gives"),
+    (lambda p: p.model.graph.node.pop(), "node 'final_norm' gives 'final_norm', expected 'logits'"),
+    (append_node, "node 'more' is 'Identity', which is no operator that edgerun knows"),
     (lambda p: p.model.graph.ClearField("node"), "holds no graph"),
     (lambda p: p.model.graph.input.pop(), "has 5 graph inputs, expected 6"),
     (lambda p: setattr(p.model.graph.input[0], "name", "tokens"), "has graph input 'tokens', expected 'input_ids'"),
@@ -430,16 +472,6 @@ def test_graph(tmp_path: Path, change: Change, message: str) -> None:
     assert found.endswith(AGAIN)
 
 
-def norm_again(parts: Parts) -> None:
-    """A second norm behind the one before down_proj, which reads it."""
-    second = helper.make_node("RMSNormalization", ["layers.0.mlp.sub_norm", "layers.0.mlp.sub_norm.weight"], ["again"])
-    second.name = "again"
-    second.attribute.extend(parts.node("layers.0.mlp.sub_norm").attribute)
-    at = [node.name for node in parts.model.graph.node].index("layers.0.mlp.down_proj")
-    parts.model.graph.node[at].input[0] = "again"
-    parts.model.graph.node.insert(at, second)
-
-
 SUB_NORMS: list[tuple[Change, str]] = [
     (lambda p: p.initializer("layers.0.mlp.sub_norm.weight").dims.__setitem__(0, 36),
      "tensor 'layers.0.mlp.sub_norm.weight' has shape [36], expected [50]"),
@@ -450,14 +482,13 @@ SUB_NORMS: list[tuple[Change, str]] = [
     (lambda p: setattr(attribute(p, "layers.1.attention.sub_norm", "epsilon"), "f", 1e-6),
      "node 'layers.1.attention.sub_norm' has epsilon 1e-06, but rms_norm_eps is 1e-05 in edgerun.json"),
     (lambda p: p.node("layers.0.attention.sub_norm").input.__setitem__(0, "embedding"),
-     "node 'layers.0.attention.sub_norm' reads 'embedding', expected 'layers.0.attention'"),
+     "node 'layers.0.attention.o_proj' has K 24, expected 36"),
     (lambda p: p.node("layers.0.mlp.down_proj").input.__setitem__(0, "layers.0.mlp.squaredrelu"),
-     "node 'layers.0.mlp.down_proj' reads 'layers.0.mlp.squaredrelu', expected 'layers.0.mlp.sub_norm'"),
-    (norm_again, "node 'again' is 'RMSNormalization', expected edgerun.Linear* or *BitLinear"),
+     "node 'layers.0.mlp.sub_norm' gives 'layers.0.mlp.sub_norm', which no node reads"),
     (lambda p: setattr(p.node("layers.0.mlp.sub_norm"), "domain", "edgerun"),
      "node 'layers.0.mlp.sub_norm' is 'edgerun.RMSNormalization', expected RMSNormalization"),
     (lambda p: setattr(p.node("embedding"), "op_type", "BitLinear"),
-     "node 'embedding' is 'edgerun.BitLinear', expected edgerun.Embed*"),
+     "node 'embedding' has 4 inputs and 1 outputs, expected 3 and 1"),
 ]  # fmt: skip
 
 

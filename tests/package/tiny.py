@@ -37,6 +37,8 @@ class Shape:
     gate: str = "SwiGLU"
     sub_norms: bool = False
     """Whether there is a norm before o_proj and down_proj, too."""
+    head_norms: bool = False
+    """Whether every head of q and k has a norm."""
     down: str | None = None
     """The format of down_proj, if it differs from that of the other linear layers."""
     epsilon: float = 1e-5
@@ -140,8 +142,15 @@ def build(shape: Shape | None = None, seed: int = 0) -> Parts:
         shapes.append(helper.make_tensor_value_info(qkv[2], TensorProto.FLOAT, ["batch", "sequence", narrow]))
         shared = ["rope.cos", "rope.sin", "mask", f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
         given = [f"{at}.attention", f"present.{i}.key", f"present.{i}.value"]
-        heads = {"n_heads": s.n_heads, "n_kv_heads": s.n_kv_heads, "head_dim": s.head_dim}
-        a = node("Attention", f"{at}.attention", [*qkv, *shared], given, **heads, scale=s.head_dim**-0.5)
+        heads: dict[str, float] = {"n_heads": s.n_heads, "n_kv_heads": s.n_kv_heads, "head_dim": s.head_dim}
+        if s.head_norms:
+            shared[:0] = [
+                vector(f"{at}.attention.{role}.weight", 1 + rng.standard_normal(s.head_dim) * 0.1)
+                for role in ("q_norm", "k_norm")
+            ]
+            heads["epsilon"] = s.epsilon
+        op = "QKNormAttention" if s.head_norms else "Attention"
+        a = node(op, f"{at}.attention", [*qkv, *shared], given, **heads, scale=s.head_dim**-0.5)
         if s.sub_norms:
             a = norm(a, f"{at}.attention.sub_norm", wide)
         o = linear(a, f"{at}.attention.o_proj", s.hidden_size, wide)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import edgerun
 from edgerun_exporters import export
@@ -21,7 +20,7 @@ from tests.exporters.bitnet_made import ODD_SIZES, SIZES, random_bitnet, write
 from tests.exporters.made import Package
 
 from .bitnet_reference import load_bitnet
-from .oracles import log_softmax
+from .oracles import greedy, log_softmax
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(2, SIZES["vocab_size"], 60)]
 TOLERANCE, STEP = 2e-6, 5e-2
@@ -33,22 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
     "one head, wide": {"num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 1028},
     "silu": {"hidden_act": "silu"},
 }
-
-
-def greedy(model: Any, prompt: list[int], count: int) -> tuple[list[int], np.ndarray[Any, Any]]:
-    """transformers' own loop: the tokens, and the logits that each was chosen from [count, vocab]."""
-    out = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=count,
-        min_new_tokens=count,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=None,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).numpy()
 
 
 def follow(folder: Path, prompt: list[int], tokens: list[int], threads: int) -> np.ndarray[Any, Any]:

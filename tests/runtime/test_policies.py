@@ -191,12 +191,6 @@ def test_with_columns_left_out(model: Model, policy: str) -> None:
     np.testing.assert_allclose(goes_on(session), wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())
 
 
-def test_all_sessions_run_one_tape(model: Model) -> None:
-    """Whatever their policies."""
-    for policy in POLICIES:
-        assert model.session(attention=policy).tape is model.tape
-
-
 def test_an_empty_session_can_be_saved(model: Model, tmp_path: Path) -> None:
     for policy in ("full", POLICIES[0]):
         model.session(attention=policy).save(tmp_path / "empty")

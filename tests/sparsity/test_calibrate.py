@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import edgerun.sparsity.tape as sparse_tape
+import edgerun.sparsity.policy as sparse_policy
 from edgerun import Model, OptionError, PackageError
 from edgerun.attention.deltallm import DeltaLLM
 from edgerun.calibration.store import write_activations, write_settings
@@ -41,7 +41,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small layers' columns never do."""
-    for module in (sparse_tape, calibration):
+    for module in (sparse_policy, calibration):
         monkeypatch.setattr(module, "most_columns", lambda projection, method=None: projection.k * 9 // 10)
 
 

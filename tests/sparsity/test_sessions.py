@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import edgerun.sparsity.tape as sparse_tape
+import edgerun.sparsity.policy as sparse_policy
 from edgerun import Model, OptionError
 from edgerun.errors import HubError
 from edgerun.sparsity.projections import projections
 from edgerun_exporters import export
-from edgerun_kernels.record import Field, Op
+from edgerun_kernels.record import Keep, Skip
 from tests.conftest import checkpoint
 from tests.variants.made import write
 
@@ -44,7 +44,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def columns_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to 60 % of them: such small layers' hardly do."""
-    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection, method=None: projection.k * 6 // 10)
+    monkeypatch.setattr(sparse_policy, "most_columns", lambda projection, method=None: projection.k * 6 // 10)
 
 
 def logits(model: Model, sparsity: str, variant: str | Path | None = None) -> Array:
@@ -60,7 +60,7 @@ def test_without_zeros_the_columns_are_the_rows(package: Path, monkeypatch: pyte
     with Model(package, threads=2) as model:
         dense = logits(model, "none")
         np.testing.assert_array_equal(logits(model, "zero"), dense)
-    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection, method=None: projection.k)
+    monkeypatch.setattr(sparse_policy, "most_columns", lambda projection, method=None: projection.k)
     with Model(package, threads=2) as model:
         got = logits(model, "zero")
     np.testing.assert_array_equal(got[:30], dense[:30])
@@ -129,11 +129,22 @@ def test_layers_of_one_input_are_stacked(package: Path) -> None:
         ]
         assert len(found) == 4 * layers
         assert [len(p.records) for p in found[:4]] == [3, 1, 2, 1]
-        tape = model.session(sparsity="zero").tape
-        codes = [Op(op[Field.CODE]) for op in tape.ops]
-        assert codes.count(Op.JOIN_COLUMNS) == 7 * layers
-        assert model.session(sparsity="zero").tape is tape
-        assert model.session(sparsity="none").tape is model.tape
+        session = model.session(sparsity="zero")
+        assert session.policy is not None
+        assert [session.policy.chosen[i + 1].projection for i in range(4 * layers)] == found
+        assert (session.policy.table[1:, Skip.KEEP] == Keep.NONZERO).all() and not session.policy.table[0].any()
+        assert model.session(sparsity="zero").policy is session.policy
+
+
+def test_all_sessions_run_one_tape(package: Path) -> None:
+    """And take no more room than they need: that of columns only once one of them is skipped."""
+    with Model(package, threads=2) as model:
+        dense = model.session(sparsity="none")
+        assert dense.policy is None
+        for spec in ("zero", "threshold:keep=0.4", "delta:at=0.5"):
+            session = model.session(sparsity=spec)
+            assert session.policy is not None and session.policy.arena_bytes > model.tape.arena_bytes
+            assert (session.policy.state_bytes > 0) == spec.startswith("delta")
 
 
 def test_the_columns_are_a_file_in_the_cache(package: Path, own_cache: Path) -> None:
@@ -182,7 +193,7 @@ def test_float32_has_nothing_to_skip(package: Path) -> None:
 
 def test_delta_without_a_threshold_is_near_and_does_not_drift(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All changes are sent: what differs from dense is the rounding to steps, however long it runs."""
-    monkeypatch.setattr(sparse_tape, "most_columns", lambda projection, method=None: projection.k)
+    monkeypatch.setattr(sparse_policy, "most_columns", lambda projection, method=None: projection.k)
     with Model(package, threads=2) as model:
         dense, got = logits(model, "none"), logits(model, "delta:at=0")
         np.testing.assert_array_equal(got[:30], dense[:30])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgerun.errors import OptionError, PackageError
-from edgerun.sparsity.delta import Delta
+from edgerun.sparsity.delta_activations import DeltaActivations
 from edgerun.sparsity.projections import KINDS
 from edgerun.sparsity.spec import Setting, parse
 from edgerun.sparsity.threshold import Threshold
@@ -23,9 +23,9 @@ def test_what_is_meant() -> None:
 
 
 def test_what_delta_means() -> None:
-    assert parse("delta:at=0.5") == Setting(dict.fromkeys(KINDS, Delta(0.5)))
+    assert parse("delta:at=0.5") == Setting(dict.fromkeys(KINDS, DeltaActivations(0.5)))
     assert parse("delta:at=0.5,refresh=64,down=1") == Setting(
-        dict.fromkeys(KINDS, Delta(0.5, 64)) | {"down": Delta(1.0, 64)}
+        dict.fromkeys(KINDS, DeltaActivations(0.5, 64)) | {"down": DeltaActivations(1.0, 64)}
     )
 
 
@@ -40,7 +40,7 @@ POINTS = {
 def test_what_was_calibrated() -> None:
     calibration = {"activations": POINTS}
     assert parse("calibrated:kl=0.02", calibration) == Setting({"layers.0.qkv": Threshold(at=0.2)})
-    assert parse("calibrated:kl=0.03", calibration) == Setting({"layers.0.down": Delta(0.5)})
+    assert parse("calibrated:kl=0.03", calibration) == Setting({"layers.0.down": DeltaActivations(0.5)})
     with pytest.raises(OptionError, match=r"the least is 0\.01"):
         parse("calibrated:kl=0.001", calibration, "folder")
     with pytest.raises(OptionError, match="folder: the package has no calibration"):

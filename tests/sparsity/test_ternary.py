@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import edgerun.sparsity.tape as sparse_tape
+import edgerun.sparsity.policy as sparse_policy
 from edgerun import Model, OptionError
 from edgerun.sparsity import calibrate as calibration
 from edgerun.sparsity.capture import row_values
@@ -36,7 +36,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def columns_pay(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    for module in (sparse_tape, calibration):
+    for module in (sparse_policy, calibration):
         monkeypatch.setattr(module, "most_columns", lambda projection, method=None: int(projection.k * share))
 
 
@@ -69,15 +69,15 @@ def test_layers_that_skip_zeros_already_read_less(package: Path) -> None:
     """The down projections, whose columns the package has."""
     with Model(package, threads=2) as model:
         session = model.session(sparsity=f"{SPARSE},qkv=1,attention_output=1,gate_up=1")
-        codes = [Op(code) for code in session.tape.ops[:, Field.CODE]]
-        assert codes.count(Op.KEEP_LARGE_ROW) == model.package.config.n_layers
-        assert Op.COLUMNS_TERNARY not in codes
+        codes = [Op(code) for code in model.tape.ops[:, Field.CODE]]
+        assert session.policy is not None and len(session.policy.chosen) == model.package.config.n_layers
+        assert {one.projection.fmt for one in session.policy.chosen.values()} == {"ternary_columns"}
         session.prefill(TOKENS[:20])
         measured = np.zeros((2, len(codes)), np.int64)
         model.profile = measured
         session.decode(TOKENS[20])
         model.profile = None
-        for code, op, columns in zip(codes, session.tape.ops, measured[1], strict=True):
+        for code, op, columns in zip(codes, model.tape.ops, measured[1], strict=True):
             if code == Op.LINEAR_TERNARY_COLUMNS:
                 assert columns <= 0.45 * op[Field.K]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgerun.package.operators import EMBEDS, LINEARS, OPERATORS
-from edgerun.package.reader import Package, open_package
+from edgerun.program.open import Package, open_package
 from edgerun.variants.store import DenseDelta, SparseDelta, write_variant
 from tests.kernels.deltas import masked, top, windows
 

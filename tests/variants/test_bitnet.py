@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgerun import Model
-from edgerun.package.reader import open_package
+from edgerun.program.open import open_package
 from edgerun.variants.store import write_variant
 from edgerun_exporters import export
 

@@ -71,6 +71,8 @@ class Layer:
     biases: dict[str, npt.NDArray[np.float32]]  # by the same names, in the package's row order, where there are any
     norms: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     """By the same names: RMSNorms of a linear layer's own input (BitNet's sub-LN)."""
+    head_norms: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """"q_norm" and "k_norm", float32 [head_dim]: RMSNorms of every head of q and k before RoPE, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Description:
         for i, layer in enumerate(self.layers):
             found.append((f"layers.{i}.input_norm.weight", layer.input_norm))
             found.append((f"layers.{i}.post_attention_norm.weight", layer.post_attention_norm))
+            found += [(f"layers.{i}.attention.{role}.weight", vector) for role, vector in layer.head_norms.items()]
             for kind, suffix in ((layer.norms, "norm.weight"), (layer.biases, "bias")):
                 for role, vector in kind.items():
                     found.append((f"{layer.matrices[role].name.removesuffix('.weight')}.{suffix}", vector))

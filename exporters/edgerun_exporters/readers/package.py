@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgerun.errors import CheckpointError
 from edgerun.package import layout
-from edgerun.package.reader import open_package
+from edgerun.program.open import open_package
 
 from ..checkpoint import Checkpoint, Rows, TensorInfo
 
@@ -18,7 +18,7 @@ _NAMES = {"embedding": "model.embed_tokens", "output": "lm_head", "final_norm": 
 
 
 class PackageCheckpoint(Checkpoint):
-    """An open package of a Llama whose weights are those of its checkpoint, bit for bit."""
+    """An open package, not of a BitNet, whose weights are those of its checkpoint, bit for bit."""
 
     format = "safetensors"
 
@@ -26,7 +26,9 @@ class PackageCheckpoint(Checkpoint):
         self.path = path
         self._package = package = open_package(path)
         config = package.config
-        if config.family != "llama" or any("requantised" in str(note) for note in config.quantisation.get("notes", ())):
+        if config.family == "bitnet" or any(
+            "requantised" in str(note) for note in config.quantisation.get("notes", ())
+        ):
             raise CheckpointError(
                 f"{path}: a package whose weights are not those that its model was trained with; give the checkpoint "
                 "that it was made from"

@@ -62,6 +62,12 @@ def forward(
             project(h, role).reshape(c, b, t, heads, d.head_dim).swapaxes(2, 3)
             for role, heads in (("q_proj", d.n_heads), ("k_proj", d.n_kv_heads), ("v_proj", d.n_kv_heads))
         )
+        if layer.head_norms:
+            q_norm, k_norm = (
+                models.vector(f"{name}.attention.{role}.weight", layer.head_norms[role])[:, :, None, None]
+                for role in ("q_norm", "k_norm")
+            )
+            q, k = _norm(q, q_norm, d.rms_norm_eps), _norm(k, k_norm, d.rms_norm_eps)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         q = q.reshape(c, b, d.n_kv_heads, group, t, d.head_dim)
         scores = q @ k[:, :, :, None].swapaxes(-1, -2) * np.float32(d.attention_scale) + mask

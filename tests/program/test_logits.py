@@ -1,4 +1,4 @@
-"""What a lowered package computes is what onnxruntime computes from the same file."""
+"""What an encoded package computes is what onnxruntime computes from the same file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 
 import edgerun
+from edgerun.program.encode import Compute
 from tests.package import tiny
 from tests.package.tiny import BITNET, Shape
 
@@ -42,20 +43,25 @@ def onnxruntime_logits(folder: Path, shape: Shape) -> np.ndarray:
     return logits
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("compute", ["float32", "int16"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_logits(tmp_path: Path, shape: Shape, compute: str, threads: int) -> None:
-    """Prefill, then token by token. Ternary layers round activations to 8 bits: where a sum's last bit decides, by a
-    whole step, so for them only nearly all numbers must agree closely."""
-    folder = tiny.make(tmp_path, shape)
+def edgerun_logits(folder: Path, shape: Shape, compute: Compute, threads: int) -> np.ndarray:
+    """The same: prefill, then token by token."""
     words = {str(i): i for i in range(shape.vocab_size)}
     tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "0")).save(str(folder / "tokenizer.json"))
-    wanted = onnxruntime_logits(folder, shape)
     with edgerun.load(folder, threads=threads, compute=compute, cache="f32") as model:
         session = model.session()
         rows = [row for part in session.score(IDS[:PROMPT]) for row in part.copy()]
-        got = np.stack(rows + [session.decode(token).copy() for token in IDS[PROMPT:]])
+        return np.stack(rows + [session.decode(token).copy() for token in IDS[PROMPT:]])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("compute", ["float32", "int16"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_logits(tmp_path: Path, shape: Shape, compute: Compute, threads: int) -> None:
+    """Ternary layers round activations to 8 bits: where a sum's last bit decides, by a whole step, so for them only
+    nearly all numbers must agree closely."""
+    folder = tiny.make(tmp_path, shape)
+    wanted = onnxruntime_logits(folder, shape)
+    got = edgerun_logits(folder, shape, compute, threads)
     error = np.abs(got - wanted) / np.abs(wanted).max()
     assert np.quantile(error, 0.9) < (2e-5 if compute == "float32" else 2e-3)
     assert error.max() < (0.05 if shape.linear.startswith("ternary") else 2e-5 if compute == "float32" else 5e-3)

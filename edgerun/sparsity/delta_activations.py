@@ -19,30 +19,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.sparsity.columns import Columns
-from edgerun.sparsity.method import Room
-from edgerun.sparsity.projections import Projection
-from edgerun_kernels.record import Field, Op
+from edgerun_kernels.record import Keep, Skip
 
 
 @dataclass(frozen=True)
-class Delta:
+class DeltaActivations:
     """at: inputs are sent that have moved by at least so many times the root mean square of all.  refresh: positions
     after which all are sent again; 0: never."""
 
     at: float
     refresh: int = 0
 
-    def records(
-        self, quantize: NDArray[np.int64], projection: Projection, columns: Columns, room: Room
-    ) -> list[NDArray[np.int64]]:
-        record = np.zeros(Field.COUNT, np.int64)
-        record[Field.CODE] = Op.KEEP_CHANGES
-        record[Field.X], record[Field.X_PRIVATE] = quantize[Field.Y], quantize[Field.Y_PRIVATE]
-        record[Field.Y], record[Field.Y_PRIVATE] = room.row, room.row_bytes
-        record[Field.K] = projection.k
-        record[Field.W] = columns.worth.ctypes.data
-        record[Field.SCRATCH], record[Field.SCRATCH_PRIVATE] = room.scratch, room.private
-        record[Field.RUNNING], record[Field.REFRESH] = room.state, self.refresh
-        record[Field.THRESHOLD] = np.float64(self.at).view(np.int64)
-        return [record]
+    def fill(self, record: NDArray[np.int64]) -> None:
+        record[Skip.KEEP] = Keep.CHANGED
+        record[Skip.THRESHOLD], record[Skip.REFRESH] = np.float64(self.at).view(np.int64), self.refresh

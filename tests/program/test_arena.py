@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgerun.lowering.tape import Arena
+from edgerun.program.arena import Arena
 
 
 def test_a_buffer_is_free_only_after_a_barrier() -> None:
