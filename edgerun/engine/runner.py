@@ -15,7 +15,7 @@ from edgerun.rope import RotaryTable
 from edgerun.sparsity.policy import Policy
 from edgerun_kernels.load import Kernels
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import WINDOW_BYTES, Run
+from edgerun_kernels.record import DRAFT_ROWS, WINDOW_BYTES, Run
 from edgerun_kernels.team import join_team, leave_team
 from edgerun_kernels.width import Width
 
@@ -36,7 +36,8 @@ class Runner:
         self._record = RunRecord(tape.max_rows)
         self._rope = RotaryTable(tape.inv_freq)
         self._turn = threading.Lock()
-        self._team, self._width = join_team(kernels, threads), Width(threads)
+        self._team, self._threads = join_team(kernels, threads), threads
+        self._widths: dict[int, Width] = {}
         self._closed = False
 
     def run(
@@ -73,13 +74,23 @@ class Runner:
             if self.stops:
                 self._run_in_parts(ops)
             else:
-                self._team.run(int(ops.ctypes.data), len(ops), self._record.address, width=self._width)
+                self._team.run(int(ops.ctypes.data), len(ops), self._record.address, *self._taking(record[Run.N_ROWS]))
+
+    def _taking(self, rows: int) -> tuple[Width | None, int | None]:
+        """Which threads run so many rows: where few do, waits are short, and a busy processor would hold up all."""
+        if rows > DRAFT_ROWS:
+            return None, self._threads
+        width = self._widths.get(rows)
+        if width is None:
+            width = self._widths[rows] = Width(self._threads)
+        return width, None
 
     def _run_in_parts(self, ops: NDArray[np.int64]) -> None:
+        """By all threads: each finds in a later part what it has made for itself in an earlier one."""
         start = 0
         for stop in (*sorted(self.stops), len(ops)):
             address = int(ops[start:].ctypes.data)
-            self._team.run(address, stop - start, self._record.address, width=self._width, all_threads=True)
+            self._team.run(address, stop - start, self._record.address, n_threads=self._threads)
             if stop < len(ops):
                 self.stops[stop](self._record.fields)
             start = stop
@@ -92,5 +103,5 @@ class Runner:
             leave_team(self._team)
 
     def __del__(self) -> None:
-        if hasattr(self, "_width"):
+        if hasattr(self, "_widths"):
             self.close()

@@ -218,7 +218,7 @@ def _attention(name: str, cache: Cache):
         several = field(run, Run.N_ROWS) > 1
         if several:
             write_rows(op, run, tid, n_threads, scratch)
-            wait_for_all(field(run, Run.BARRIER), n_threads, True)
+            wait_for_all(field(run, Run.BARRIER), n_threads, field(run, Run.N_ROWS) > DRAFT_ROWS)
             in_tiles(op, run, tid, n_threads, scratch)
         in_parts(op, run, tid, n_threads, scratch, not several)
 

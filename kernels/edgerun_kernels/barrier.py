@@ -23,7 +23,7 @@ STALLED, DISTRUST = Control.STALLED - Control.BARRIER, Control.DISTRUST - Contro
 @inner
 def wait_for_all(barrier, n_threads, patient):
     """Returns when all threads have called. Five int64: at ``barrier`` and at the offsets. patient: between long pieces
-    of work (several rows), after which threads wait for each other longer than waking takes."""
+    of work (many rows), after which threads wait for each other longer than waking takes."""
     if n_threads == 1:
         return
     generation = atomic_load(barrier + GENERATION)

@@ -15,7 +15,7 @@ from .linear_float import linear_f32, linear_q4_float, linear_q6k_float, linear_
 from .mlp import squared_relu, swiglu
 from .norm import quantize, quantize_rows, rms_norm
 from .projection import linear_q4, linear_q8, linear_ternary, linear_ternary_triples, skip_columns
-from .record import Field, Flag, Op, Run
+from .record import DRAFT_ROWS, Field, Flag, Op, Run
 from .simd.ops import field, load_i64, prefetch, store_i64, ticks
 from .skip import chosen_policy
 from .sparse_delta import variant_embed, variant_linear
@@ -108,14 +108,15 @@ def add_variants(code, op, run, tid, n_threads):
         variant_embed(op, run, tid, n_threads)
     elif code != RMS_NORM:
         if code == LINEAR_TERNARY_TRIPLES:  # whose threads have shared out other blocks
-            wait_for_all(field(run, Run.BARRIER), n_threads, field(run, Run.N_ROWS) > 1)
+            wait_for_all(field(run, Run.BARRIER), n_threads, field(run, Run.N_ROWS) > DRAFT_ROWS)
         variant_linear(op, run, tid, n_threads)
 
 
 @exported(types.void, INT, INT, INT, INT, INT)
 def run_tape(tape, n_ops, run, tid, n_threads):
     """Thread ``tid``'s part of ``n_ops`` records; returns when every thread has finished every op."""
-    several = field(run, Run.N_ROWS) > 1
+    rows = field(run, Run.N_ROWS)
+    several, patient = rows > 1, rows > DRAFT_ROWS
     variants = field(run, Run.VARIANTS) != 0
     barrier = field(run, Run.BARRIER)
     profile = field(run, Run.PROFILE) if tid == 0 else 0
@@ -134,7 +135,7 @@ def run_tape(tape, n_ops, run, tid, n_threads):
             add_variants(code, op, run, tid, n_threads)
         when = field(op, Field.BARRIER)
         if when == 1 or (when == 2 and several) or (when == 3 and chosen_policy(op, run, tid) != 0):
-            wait_for_all(barrier, n_threads, several)
+            wait_for_all(barrier, n_threads, patient)
         if profile != 0:
             store_i64(profile + 8 * i, load_i64(profile + 8 * i) + ticks() - start)
-    wait_for_all(barrier, n_threads, several)
+    wait_for_all(barrier, n_threads, patient)

@@ -56,15 +56,13 @@ class Team:
                 if os.getpid() == self._pid:
                     self._start_workers()
 
-    def run(self, tape: int, n_ops: int, run: int, *, width: Width | None = None, all_threads: bool = False) -> None:
+    def run(self, tape: int, n_ops: int, run: int, width: Width | None = None, n_threads: int | None = None) -> None:
         """Runs ``n_ops`` records at address ``tape`` for the run record at address ``run``; returns when all is done.
 
-        width: of the caller, at most as wide as the team; by default one for all of it. One row takes as many threads
-        as it says now, several take its most. all_threads: so does one row; for the parts of a tape, since a thread
-        finds in a later one what it has made for itself in an earlier one. Sets the run record's barrier field.
-        Thread-safe. The memory must stay alive until the call returns.
+        width: says how many threads take part, and learns how long that took; runs of one width are to be alike.
+        n_threads: without a width, how many; by default as one width of the team's own says for one row, all for
+        several. Sets the run record's barrier field. Thread-safe. The memory must stay alive until the call returns.
         """
-        width = width or self._width
         if os.getpid() != self._pid:  # another thread of the parent may have held the lock when it forked
             self._lock = threading.Lock()
             self._start()
@@ -72,8 +70,12 @@ class Team:
             if self._closed:
                 raise RuntimeError("the thread team is closed")
             ctypes.c_int64.from_address(run + 8 * Run.BARRIER).value = self.barrier
-            one_row = ctypes.c_int64.from_address(run + 8 * Run.N_ROWS).value == 1 and not all_threads
-            n_threads = width.now if one_row else width.most
+            if width is None and n_threads is None:
+                one_row = ctypes.c_int64.from_address(run + 8 * Run.N_ROWS).value == 1
+                width, n_threads = (self._width, None) if one_row else (None, self.n_threads)
+            if width is not None:
+                n_threads = width.now
+            assert n_threads is not None
             stalled = self._field(Control.STALLED)
             stalled.value = self._field(Control.DISTRUST).value = 0
             start = perf_counter()
@@ -85,7 +87,7 @@ class Team:
                 if self._field(Control.UNFINISHED).value:
                     self._finish()
                 raise
-            if one_row:
+            if width is not None:
                 width.ran(perf_counter() - start, stalled.value == 1)
 
     def _field(self, offset: int) -> ctypes.c_int64:

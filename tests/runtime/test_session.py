@@ -50,7 +50,7 @@ def test_fewer_threads_from_run_to_run_give_the_same_bits(package: Path, monkeyp
     got = []
     for widths in ([8], [8, 1, 5, 2, 7, 3]):
         with Model(package, threads=8) as model:
-            monkeypatch.setattr(model.runner, "_width", Widths(widths))
+            monkeypatch.setitem(model.runner._widths, 1, Widths(widths))
             session = model.session()
             session.prefill(TOKENS)
             got.append(np.stack([session.decode(token).copy() for token in TOKENS[:20]]))
