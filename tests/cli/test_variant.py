@@ -102,7 +102,8 @@ def test_bench_and_eval_with_a_variant(
     assert main(["bench", str(package), *plan, "--variant", "a"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["variant"] == "a"
-    assert "sparse delta" in {kind["kind"] for kind in found["results"][0]["profile"]}
+    kinds = {kind["kind"] for kind in found["results"][0]["profile"]}
+    assert "mlp.down_proj" in kinds and "sparse delta" not in kinds  # what a variant adds counts with its layers
     perplexities = []
     for spec in ("none", "a"):
         arguments = ["--text", str(tmp_path / "prose.txt"), "--context", "64", "--json", "--variant", spec]

@@ -6,11 +6,11 @@ import numpy as np
 
 from edgerun_kernels import reference
 from edgerun_kernels.record import (
-    CHUNK,
     TILE_HEADER,
     activation_bytes,
     attention_scratch_bytes,
     kv_head_bytes,
+    partials_bytes,
     row_activation_bytes,
 )
 
@@ -61,10 +61,11 @@ def test_floats_become_the_nearest_half(isa: str) -> None:
             Y=y, Y_STRIDE=stride(y), Q=q, KEY=q, VALUE=v, Q_STRIDE=stride(q), KV_STRIDE=stride(v), N_HEADS=heads,
             N_KV_HEADS=heads, HEAD_DIM=dim, KV_HEAD_BYTES=stride(page), SCALE=1.0,
             SCRATCH=memory.room((private,), np.uint8), SCRATCH_PRIVATE=private,
+            PARTIALS=memory.room((partials_bytes(heads, dim, rows),), np.uint8),
         )  # fmt: skip
         table = memory.hold(np.array([address(page)]))
         assert 1 < rows <= reference.PAGE
-        call(isa, "attention_f16", op, memory.run(N_ROWS=rows, PAGES=table, COS=angle, SIN=angle, CHUNK=CHUNK))
+        call(isa, "attention_f16", op, memory.run(N_ROWS=rows, PAGES=table, COS=angle, SIN=angle))
         written = reference.unpack_page("f16", page, dim)[1][:, :rows]
         with np.errstate(over="ignore"):
             same_bits(written.transpose(1, 0, 2).reshape(rows, -1), values.astype(np.float16).astype(np.float32))

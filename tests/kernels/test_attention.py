@@ -215,12 +215,13 @@ def test_norms_of_heads(
     got, after = attend(isa, cache, case, scale, before, 1, norms)
     expected = wanted(cache, twin, scale, after)
     within(got, expected.output, expected.bound)
-    for page, other in zip(after, twin_after, strict=True):
-        (keys, values), (twin_keys, twin_values) = (reference.unpack_page(cache, p, dim) for p in (page, other))
-        same_bits(values, twin_values)
-        largest = np.abs(twin_keys).max(2, keepdims=True)
-        roundings = {"f32": 0.0, "f16": 2.0**-10, "q8": 1.1 / 127}[cache]
-        within(keys, twin_keys, largest * (2 * (dim + 8) * EPS + roundings) + 2.0**-24)
+    (keys, values), (twin_keys, twin_values) = (
+        (np.concatenate(part, 1)[:, : position + rows] for part in zip(*unpacked, strict=True))
+        for unpacked in ([reference.unpack_page(cache, page, dim) for page in held] for held in (after, twin_after))
+    )
+    same_bits(values, twin_values)
+    step = {"f32": 0.0, "f16": 2.0**-10, "q8": 1.1 / 127}[cache]
+    within(keys, twin_keys, np.abs(twin_keys).max(2, keepdims=True) * (2 * (dim + 8) * EPS + step) + 2.0**-24)
     for n_threads, changed in ((2, False), (3, True)):
         again, again_after = attend(isa, cache, case, scale, before, n_threads, norms._replace(changed=changed))
         same_bits(again, got)

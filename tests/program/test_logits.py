@@ -23,6 +23,8 @@ SHAPES = {
     "6 bits, a head of its own": Shape(linear="q6k", embedding="q6k", tied=False, biases=True),
     "squared ReLU": Shape(gate="SquaredReLU"),
     "sub-norms, biases": Shape(sub_norms=True, biases=True),
+    "norms of heads": Shape(head_norms=True),
+    "norms of heads, biases": Shape(head_norms=True, biases=True, n_heads=6, n_kv_heads=2, head_dim=16),
     "ternary": BITNET,
     "ternary, biases": replace(BITNET, biases=True),
     "ternary without sub-norms": replace(BITNET, sub_norms=False, gate="SwiGLU", embedding="q4m", down=None),
