@@ -22,16 +22,12 @@ from .attention_entries import (
     rows_alike,
 )
 from .attention_tile import (
-    STATE,
     copy_padded,
     join_parts,
     part_tile,
     partial_bytes,
     rotate_head,
     row_partials,
-    save_partial,
-    scratch_parts,
-    tile_of,
 )
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
@@ -52,7 +48,7 @@ from .record import (
     Sequence,
 )
 from .sequences import position_of, sequence_at, vector_of
-from .simd.ops import field, store_f32, store_i64
+from .simd.ops import field, store_f32
 
 
 @inner
@@ -74,10 +70,22 @@ def n_tiles(n_queries, rows):
     return (n_queries + tile - 1) // tile
 
 
+@inner
+def join_head(op, sequence, head, position, parts, sums, y):
+    """Joins the parts of one head of the row at a position to its place in the row's output at y, and leaves what
+    DELTA's choice is made of; sums: room for the output."""
+    kv_head = head // (field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS))
+    count, dim = n_parts(op, sequence, kv_head, position), field(op, Field.HEAD_DIM)
+    largest, inverse = join_parts(parts, partial_bytes(op), count, dim, sums, y + 4 * head * dim)
+    if exports(op, sequence):  # where one row runs by every thread, the same
+        norms = field(layer_state(op, sequence), LayerState.NORMS) + 8 * head
+        store_f32(norms, largest)
+        store_f32(norms + 4, inverse)
+
+
 def _attention(name: str, cache: Cache):
     """The kernel for one cache format."""
     padded_dim, write_key, write_value = cache.padded, cache.write_key, cache.write_value
-    load, prepare, attend = tile_of(cache, PREFILL_TILE)
     one, two, three, four, many = (part_tile(cache, rows) for rows in (1, 2, 3, QUERY_TILE, PREFILL_TILE))
 
     @inner
@@ -118,17 +126,17 @@ def _attention(name: str, cache: Cache):
             if rows > 1:
                 until = position_of(sequence, row + (min(query + PREFILL_TILE, end) - 1) // group)
                 seen = n_parts(op, sequence, kv_head, until)
-                many(op, run, sequence, kv_head, row, query, end - 1, first, min(last, seen), scratch)
+                many(op, run, sequence, kv_head, row, query, end - 1, first, min(last, seen), scratch, 0)
                 query += PREFILL_TILE
                 continue
             if left >= QUERY_TILE:
-                four(op, run, sequence, kv_head, row, query, end - 1, first, last, scratch)
+                four(op, run, sequence, kv_head, row, query, end - 1, first, last, scratch, 0)
             elif left == 3:
-                three(op, run, sequence, kv_head, row, query, end - 1, first, last, scratch)
+                three(op, run, sequence, kv_head, row, query, end - 1, first, last, scratch, 0)
             elif left == 2:
-                two(op, run, sequence, kv_head, row, query, end - 1, first, last, scratch)
+                two(op, run, sequence, kv_head, row, query, end - 1, first, last, scratch, 0)
             else:
-                one(op, run, sequence, kv_head, row, query, end - 1, first, last, scratch)
+                one(op, run, sequence, kv_head, row, query, end - 1, first, last, scratch, 0)
             query += QUERY_TILE
 
     @inner
@@ -171,12 +179,8 @@ def _attention(name: str, cache: Cache):
         """Tiles of (row, head) queries of one key/value head, of sequences with many rows."""
         n_kv_heads, n_heads = field(op, Field.N_KV_HEADS), field(op, Field.N_HEADS)
         group = n_heads // n_kv_heads
-        dim, padded, stride = field(op, Field.HEAD_DIM), padded_dim(op), partial_bytes(op)
-        parts = scratch
-        ends, blocks, state, p, queries = scratch_parts(
-            scratch + PREFILL_TILE * MAX_CHUNKS * stride, PREFILL_TILE, padded
-        )
-        dealt = 0
+        stride = partial_bytes(op)
+        room, dealt = PREFILL_TILE * MAX_CHUNKS * stride, 0
         for index in range(field(run, Run.N_SEQUENCES)):
             sequence = sequence_at(run, index)
             if shares_parts(sequence):
@@ -189,25 +193,14 @@ def _attention(name: str, cache: Cache):
                     kv_head = item // tiles  # a head's keys stay in the cache meanwhile
                     query = item % tiles * PREFILL_TILE
                     last = min(query + PREFILL_TILE, group * rows) - 1
-                    for q in range(PREFILL_TILE):
-                        at = min(query + q, last)
-                        position, head = position_of(sequence, row + at // group), kv_head * group + at % group
-                        load(op, run, sequence, q, row + at // group, position, head, state + STATE)
-                        store_i64(ends + 8 * q, entries_of(op, sequence, kv_head, position))
-                    prepare(op, state + STATE, queries)
                     until = position_of(sequence, row + last // group)
-                    end, length = entries_of(op, sequence, kv_head, until), part_length(until)
-                    for part in range(n_parts(op, sequence, kv_head, until)):
-                        begin, stop = part * length, min((part + 1) * length, end)
-                        attend(op, sequence, kv_head, -1, begin, stop, end, queries, ends, blocks, state, p)
-                        for q in range(last + 1 - query):
-                            save_partial(parts + (q * MAX_CHUNKS + part) * stride, state, PREFILL_TILE, q, padded)
+                    seen = n_parts(op, sequence, kv_head, until)
+                    many(op, run, sequence, kv_head, row, query, last, 0, seen, scratch + room, scratch)
                     for q in range(last + 1 - query):
-                        at = query + q
-                        count = n_parts(op, sequence, kv_head, position_of(sequence, row + at // group))
-                        y = field(run, Run.ARENA) + field(op, Field.Y) + (row + at // group) * field(op, Field.Y_STRIDE)
-                        y += 4 * (kv_head * group + at % group) * dim
-                        join_parts(parts + q * MAX_CHUNKS * stride, stride, count, dim, state + STATE, y)
+                        at, parts = query + q, scratch + q * MAX_CHUNKS * stride
+                        head, place = kv_head * group + at % group, row + at // group
+                        y = field(run, Run.ARENA) + field(op, Field.Y) + place * field(op, Field.Y_STRIDE)
+                        join_head(op, sequence, head, position_of(sequence, place), parts, scratch + room, y)
                 dealt += tiles * n_kv_heads
                 row += rows
                 left -= rows
@@ -239,17 +232,10 @@ attention_q8 = _attention("attention_q8", q8_cache())
 
 @inner
 def gather_row(op, run, sequence, row, scratch, y):
-    """Joins the parts of all heads of a row to the output at y, and leaves what DELTA's choice is made of."""
-    dim, stride, position = field(op, Field.HEAD_DIM), partial_bytes(op), position_of(sequence, row)
-    n_heads, n_kv_heads = field(op, Field.N_HEADS), field(op, Field.N_KV_HEADS)
-    for head in range(n_heads):
-        count = n_parts(op, sequence, head // (n_heads // n_kv_heads), position)
-        parts = row_partials(op, run, row, head)
-        largest, inverse = join_parts(parts, stride, count, dim, scratch, y + 4 * head * dim)
-        if exports(op, sequence):  # of one row by every thread, the same
-            norms = field(layer_state(op, sequence), LayerState.NORMS) + 8 * head
-            store_f32(norms, largest)
-            store_f32(norms + 4, inverse)
+    """Joins the parts of all heads of a row to the output at y."""
+    position = position_of(sequence, row)
+    for head in range(field(op, Field.N_HEADS)):
+        join_head(op, sequence, head, position, row_partials(op, run, row, head), scratch, y)
 
 
 @op_kernel

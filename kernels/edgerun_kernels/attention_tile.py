@@ -283,9 +283,10 @@ def part_tile(cache: Cache, rows: int):
     padded_dim = cache.padded
 
     @inner
-    def run_tile(op, run, sequence, kv_head, row, query, last_query, first, last, scratch):
+    def run_tile(op, run, sequence, kv_head, row, query, last_query, first, last, scratch, target):
         """The queries from number ``query`` on of those from row ``row`` on, up to ``last_query``, which is repeated:
-        their parts ``first`` to ``last - 1``. A row's queries come one behind the other."""
+        their parts ``first`` to ``last - 1``. A row's queries come one behind the other. target: where the queries'
+        parts go, one query's behind another's; 0: to where those of each row and head lie."""
         group = field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS)
         padded = padded_dim(op)
         ends, blocks, state, p, queries = scratch_parts(scratch, rows, padded)
@@ -303,7 +304,9 @@ def part_tile(cache: Cache, rows: int):
             attend(op, sequence, kv_head, head, index * length, end, n_entries, queries, ends, blocks, state, p)
             for q in range(min(rows, last_query + 1 - query)):
                 at = query + q
-                parts = row_partials(op, run, row + at // group, kv_head * group + at % group)
+                parts = target + q * MAX_CHUNKS * partial_bytes(op)
+                if target == 0:
+                    parts = row_partials(op, run, row + at // group, kv_head * group + at % group)
                 save_partial(parts + index * partial_bytes(op), state, rows, q, padded)
 
     return run_tile
