@@ -47,6 +47,14 @@ def _count(name: str, default: int, help: str) -> Callable[[Function], Function]
     help="Tokens already in the cache; several are measured one after the other.",
 )
 @option(
+    "--parallel",
+    callback=numbers(1),
+    default="1",
+    show_default=True,
+    metavar="N,…",
+    help="Sequences that decode together; likewise. Tokens a second are those of all.",
+)
+@option(
     "--threads", callback=numbers(1), metavar="N,…", help="Threads to compute with; likewise.  [default: one a core]"
 )
 @_count("--repeat", 3, "Measure so often, and report medians.")
@@ -76,6 +84,7 @@ def command(
     prompt: int,
     gen: int,
     depths: tuple[int, ...],
+    parallel: tuple[int, ...],
     threads: tuple[int, ...] | None,
     repeat: int,
     profile: bool,
@@ -96,7 +105,7 @@ def command(
     from edgerun.model import default_threads
     from edgerun.package.config import read_config
 
-    plan = Plan(prompt, gen, depths, repeat, profile)
+    plan = Plan(prompt, gen, depths, repeat, profile, parallel)
     if report is not None:
         bench_report.check_writable(report)
     folder = str(resolve(model))
@@ -156,9 +165,11 @@ def _print(model: str, prompt: int, gen: int, results: list[Result]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{model}: prefill {prompt}, decode {gen}", title_justify="left")
+    together = any(result.parallel > 1 for result in results)
     for heading in (
         "threads",
         "depth",
+        *["parallel"] * together,
         "prefill\ntokens/s",
         "decode\ntokens/s",
         "first token\ns",
@@ -170,6 +181,7 @@ def _print(model: str, prompt: int, gen: int, results: list[Result]) -> None:
         table.add_row(
             str(result.threads),
             str(result.depth),
+            *[str(result.parallel)] * together,
             f"{result.prefill_tokens_per_s:.1f}",
             f"{result.decode_tokens_per_s:.1f}",
             f"{result.first_token_s:.3f}",

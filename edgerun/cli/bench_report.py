@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgerun.benchmark import Result
 
-COLUMNS = ("threads", "depth", "prefill tokens/s", "decode tokens/s", "first token s", "peak MiB", "memory read GB/s")
+COLUMNS = (
+    "threads",
+    "depth",
+    "parallel",
+    "prefill tokens/s",
+    "decode tokens/s",
+    "first token s",
+    "peak MiB",
+    "memory read GB/s",
+)
 
 
 def check_writable(path: Path) -> None:
@@ -42,6 +51,7 @@ def _row(result: Result) -> str:
     cells = (
         f"{result.threads}",
         f"{result.depth}",
+        f"{result.parallel}",
         f"{result.prefill_tokens_per_s:.1f}",
         f"{result.decode_tokens_per_s:.1f}",
         f"{result.first_token_s:.3f}",

@@ -70,8 +70,8 @@ def test_arm_tiles_stay_in_registers(isa: str) -> None:
 
 
 def test_all_objects_together_are_small() -> None:
-    """The wheel has them all, and the bitcode."""
-    assert sum(len(built(target.name)) for target in TARGETS) < 5_000_000
+    """The wheel has them all, and the bitcode. (5.3 MB since a run has rows of several sequences.)"""
+    assert sum(len(built(target.name)) for target in TARGETS) < 5_500_000
 
 
 def linear_code(isa: str) -> list[bytes]:
