@@ -20,8 +20,10 @@ from edgerun.attention.spec import quality as calibrated
 from edgerun.calibration.budget import split
 from edgerun.engine.engine import Engine
 from edgerun.engine.many import PARALLEL, run_many
+from edgerun.engine.prefixes import shared_length
 from edgerun.engine.runner import Runner
-from edgerun.engine.sequence import Cache, Sequence
+from edgerun.engine.scoring import Wanted, score_many
+from edgerun.engine.sequence import WORTH_A_COPY, Cache, Sequence
 from edgerun.errors import EdgerunError, OptionError
 from edgerun.generate import Generation
 from edgerun.program.encode import CacheType, Compute, encode
@@ -243,11 +245,47 @@ class Model:
         for ids, _ in encoded:
             self.check_tokens(ids, 0)
 
+        shared = self.session(variant, attention, sparsity)
+        prompts_only = [ids for ids, _ in encoded]
+        n_shared = shared_length(min(prompts_only), max(prompts_only)) if len(encoded) > 1 else 0
+        if n_shared >= WORTH_A_COPY and shared.sequence.key is not None:  # read once, before all
+            shared.prefill(prompts_only[0][:n_shared])
+            shared.sequence.keep()
+
         def start(ids: list[int], continuation: bool) -> Generation:
             sequence = self.session(variant, attention, sparsity).sequence
             return Generation(self.engine, self.tokenizer, sequence, ids, chosen, continuation=continuation, eager=True)
 
         return run_many(self.engine, [partial(start, *one) for one in encoded], parallel, progress)
+
+    def score_many(
+        self,
+        pairs: Iterable[tuple[str | Several[int], str | Several[int]]],
+        *,
+        progress: Progress = silent,
+        variant: str | os.PathLike[str] | None = None,
+    ) -> list[list[float]]:
+        """How likely given continuations are: of pairs of a prompt and a continuation, the natural logarithm of the
+        probability of every token of the continuation, in order.
+
+        Texts are tokenised apart, the prompt as for ``generate``, the continuation without BOS. Neighbours with one
+        prompt, such as the labels of one text, read it once. progress(done, in all, "texts"). Raises OptionError for an
+        empty prompt or continuation, ContextError, before anything is computed.
+        """
+        wanted = []
+        for prompt, continuation in pairs:
+            ids = self.encode_prompt(prompt)
+            if isinstance(continuation, str):
+                continuation = self.tokenizer.encode(continuation, add_bos=False)
+            rest = [int(token) for token in continuation]
+            self.check_tokens([*ids, *rest[:-1]], 0)
+            self.check_tokens(rest, len(ids) - 1)
+            wanted.append(Wanted(ids, rest))
+
+        def start() -> Sequence:
+            return self.session(variant, "full", "none").sequence
+
+        return score_many(self.runner, start, wanted, progress)
 
     def generate_several(
         self, prompt: str | Several[int], n: int, options: SamplingOptions | None = None, **changes: Any

@@ -17,8 +17,23 @@ if TYPE_CHECKING:
     from edgerun.text.options import SamplingOptions
     from edgerun_kernels.load import Kernels
 
+BLOCK = 64
 COLDEST = 1e-4
 """Temperatures below this take the most likely token: nothing else has a weight that float32 can hold."""
+
+
+def _largest(row: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The places of the ``count`` largest values, in any order; they lie in the ``count`` blocks whose largest values
+    are largest, and most blocks need not be looked at again."""
+    n_blocks = len(row) // BLOCK
+    if n_blocks <= count:
+        return np.argpartition(row, -count)[-count:]
+    largest = row[: n_blocks * BLOCK].reshape(n_blocks, BLOCK).max(axis=1)
+    blocks = np.argpartition(largest, -count)[-count:]
+    places = (blocks[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+    places = np.concatenate([places, np.arange(n_blocks * BLOCK, len(row))])
+    found: NDArray[np.int64] = places[np.argpartition(row[places], -count)[-count:]]
+    return found
 
 
 class Sampler:
@@ -75,7 +90,7 @@ class Sampler:
         normaliser = float(row[best]) + math.log(self._kernels.exp_sum(int(logits.ctypes.data), n))
         likeliest: list[tuple[int, float]] = []
         if top:
-            ids = np.argpartition(row, -min(top, n))[-min(top, n) :]
+            ids = _largest(row, min(top, n))
             ids = ids[np.lexsort((ids, -row[ids]))]
             likeliest = [(int(i), float(row[i]) - normaliser) for i in ids]
         return float(row[token_id]) - normaliser, likeliest

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from edgerun.errors import CacheFullError
 from edgerun_kernels.memory import aligned
 
-SPARE = 2
-"""Pages without a holder whose memory is kept: to the system, memory that is new can be several tokens' work."""
+SPARE = 32
+"""Pages without a holder whose memory is kept, at most: to the system, memory that is new can be several tokens' work,
+and many short requests would take it again and again."""
 
 
 class Page:

@@ -46,7 +46,7 @@ class Prefixes:
             while node is not None:
                 best, shared = None, 0
                 for child in node.children.get(tokens[start], ()) if start < len(tokens) else ():
-                    n = _shared(child.tokens, tokens, start)
+                    n = shared_length(child.tokens, tokens, start)
                     if n > shared:
                         best, shared = child, n
                 if best is None:
@@ -130,11 +130,11 @@ def _is_idle(node: _Node) -> bool:
     return node.page is not None and node.page.sequences == 0
 
 
-def _shared(mine: Sequence[int], tokens: Sequence[int], start: int) -> int:
-    """How many of a node's tokens follow in ``tokens`` from ``start`` on."""
+def shared_length(mine: Sequence[int], others: Sequence[int], start: int = 0) -> int:
+    """How many tokens ``mine`` shares, from its beginning on, with ``others`` from ``start`` on."""
     n = 0
-    for token, wanted in zip(mine, tokens[start : start + PAGE], strict=False):
-        if token != wanted:
+    for token, other in zip(mine, itertools.islice(others, start, None), strict=False):
+        if token != other:
             break
         n += 1
     return n

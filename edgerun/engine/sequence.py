@@ -14,7 +14,7 @@ from edgerun.attention.spec import Attention
 from edgerun.attention.state import AttentionState
 from edgerun.engine.batch import Rows
 from edgerun.engine.pages import Page, PagePool
-from edgerun.engine.prefixes import Prefixes
+from edgerun.engine.prefixes import Prefixes, shared_length
 from edgerun.errors import EdgerunError
 from edgerun.package.calibration import parameters
 from edgerun.sparsity.policy import Policy
@@ -159,11 +159,7 @@ class Sequence:
     def reuse(self, ids: Several[int]) -> int:
         """Holds as much as is known of ``ids``, short of the last token: of what it holds already, or of what others
         have computed; gives its length."""
-        shared = 0
-        for mine, wanted in zip(self.tokens, ids[: len(ids) - 1], strict=False):
-            if mine != wanted:
-                break
-            shared += 1
+        shared = shared_length(self.tokens, ids[: len(ids) - 1])
         key = self.key
         pages, begun, n = ([], None, 0) if key is None else self.cache.prefixes.find(key, ids[: len(ids) - 1])
         pool = self.cache.pool
@@ -184,9 +180,13 @@ class Sequence:
 
     def keep(self) -> None:
         """Lets others use what it holds."""
+        self.keep_first(len(self.tokens))
+
+    def keep_first(self, n_tokens: int) -> None:
+        """Lets others use its first tokens."""
         key = self.key
-        if key is not None and self.tokens:
-            self.cache.prefixes.keep(key, self.tokens, self.pages)
+        if key is not None and n_tokens:
+            self.cache.prefixes.keep(key, self.tokens[:n_tokens], self.pages)
 
     def use(self, table: VariantTable | None, *, keep: bool) -> None:
         """Goes on with another variant; ``keep``: with the keys and values that the one before has made."""

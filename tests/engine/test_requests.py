@@ -216,3 +216,32 @@ def test_higher_priorities_are_served_first(model: Model) -> None:
     assert order[0] == "high"
     low.withdraw()
     high.withdraw()
+
+
+def test_scores_are_those_of_a_session(model: Model) -> None:
+    """Continuations of shared and of other prompts, across runs and pages, in the order in which they were given."""
+    pairs = [(TOKENS[:250], [1, 2, 3]), (TOKENS[:250], [4]), (TOKENS[:250], TOKENS[5:25]), (TOKENS[3:9], TOKENS[:300])]
+    pairs += [(prompt, [i, 7]) for i, prompt in enumerate(PROMPTS)]
+    done: list[int] = []
+    got = model.score_many(pairs, progress=lambda at, of, what: done.append(at))
+    assert done[-1] == len(pairs)
+    for (prompt, continuation), scores in zip(pairs, got, strict=True):
+        rows = np.concatenate([r.copy() for r in model.session().score([*prompt, *continuation])]).astype(np.float64)
+        rows = rows[len(prompt) - 1 : -1]
+        logs = (
+            rows - np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1, keepdims=True)) - rows.max(1, keepdims=True)
+        )
+        np.testing.assert_allclose(scores, logs[np.arange(len(continuation)), continuation], atol=1e-4)
+    with pytest.raises(OptionError, match="no tokens"):
+        model.score_many([("hello", "")])
+
+
+def test_a_prefix_of_all_prompts_is_read_once(model: Model) -> None:
+    model.kv_cache.prefixes.clear()
+    prompts = [[*TOKENS[:300], i, i + 1] for i in range(6)]
+    got = model.generate_many(prompts, temperature=0, max_tokens=3, ignore_eos=True)
+    assert [generation.timings.cached_tokens for generation in got] == [300] * 6
+    for generation, prompt in zip(got, prompts, strict=True):
+        alone = model.generate(prompt, temperature=0, max_tokens=3, ignore_eos=True)
+        alone.read()
+        assert generation.token_ids == alone.token_ids
