@@ -37,10 +37,11 @@ LEAST_ROWS = 8
 
 
 class Part(NamedTuple):
-    """What a run takes of a request. tokens: the first of those that it wants. out: whether they are all. decodes:
-    whether it is a token that was chosen."""
+    """What a run takes of a request. position: of its sequence. tokens: the first of those that it wants. out: whether
+    they are all. decodes: whether it is a token that was chosen."""
 
     request: Request
+    position: int
     tokens: list[int]
     out: bool
     decodes: bool
@@ -205,7 +206,7 @@ class Engine:
             if not request.decoding:
                 reading.append(request)
             else:
-                part = Part(request, request.wanted, True, True)
+                part = Part(request, request.sequence.position, request.wanted, True, True)
                 (alone if request.sequence.sparse else together).append(part)
         start = perf_counter()
         most = self.runner.tape.max_rows
@@ -228,7 +229,7 @@ class Engine:
             n = min(len(wanted), room, sequence.most_rows(sequence.position))
             if n <= 0:
                 break
-            parts.append(Part(request, wanted[:n], n == len(wanted), False))
+            parts.append(Part(request, sequence.position, wanted[:n], n == len(wanted), False))
             room -= n
         return parts
 
@@ -277,26 +278,33 @@ class Engine:
             at += part.out
 
     def _begin(self, part: Part, running: list[Part]) -> Rows | None:
-        """Room for the tokens; where the cache is full, a request of lower rank that is in no run starts again later.
-        None where this one has to wait, or cannot go on."""
+        """Room for the tokens; where the cache is full, others start again later, see ``_make_room``. None where this
+        one has to wait, or cannot go on."""
         request = part.request
-        while True:
+        while request.sequence.position == part.position:  # else it has made room for another
             try:
                 return request.sequence.begin(part.tokens, int(part.out), part.decodes)
             except CacheFullError as error:
-                taken = [other.request for other in running]
-                others = [r for r in self._requests() if r not in taken and r is not request and r.sequence.pages]
-                if others:
-                    victim = min(reversed(others), key=lambda r: r.priority)
-                    victim.sequence.rewind(0)
-                elif running:
-                    return None  # until those have ended
-                else:
-                    request.fail(error)
+                if not self._make_room(request, [other.request for other in running]):
+                    higher = self._running[: self._running.index(request)]
+                    if not running and not any(other.sequence.pages and not other.ended for other in higher):
+                        request.fail(error)
                     return None
             except EdgerunError as error:
                 request.fail(error)
                 return None
+        return None
+
+    def _make_room(self, request: Request, running: list[Request]) -> bool:
+        """Empties the sequence of a request that is in no run: of one that nobody waits for, or that ranks below this
+        one; those above it are never emptied, so that the first of all goes on. False where there is none."""
+        with self._changed:
+            spared = [*running, *self._running[: self._running.index(request) + 1]]
+            others = [r for r in self._requests() if r not in spared and r.sequence.pages and not r.ended]
+            if not others:
+                return False
+            min(reversed(others), key=lambda r: r.priority).sequence.rewind(0)
+            return True
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:
         stride = self.runner.tape.logits_stride
