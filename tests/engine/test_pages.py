@@ -144,6 +144,21 @@ def test_who_has_ended_keeps_what_its_session_holds(package: Path) -> None:
         assert len(one.tokens) == 306
 
 
+def test_a_prompt_that_is_known_is_computed_where_there_is_no_room_for_a_copy(package: Path) -> None:
+    with Model(package, threads=1) as model:
+        page = model.kv_cache.pool.page_bytes
+    with Model(package, threads=1, cache_bytes=2 * page) as model:
+        session = model.session()
+        wanted = answer(session, TOKENS[:300])[0]
+        other = model.session()
+        with pytest.raises(CacheFullError):
+            answer(other, TOKENS[:300])
+        assert other.position == PAGE  # what it shares
+        del session
+        gc.collect()
+        assert answer(other, TOKENS[:300])[0] == wanted
+
+
 def test_the_index_forgets_what_was_used_longest_ago() -> None:
     pool = PagePool(64, None)
     prefixes = Prefixes(pool, 3 * 64)
