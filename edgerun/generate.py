@@ -228,6 +228,8 @@ class Generation(Iterator[Piece]):
     def _give_to_siblings(self, logits: NDArray[np.float32]) -> None:
         """Other answers to the same prompt begin where it has been read."""
         for sibling in self._siblings:
+            if sibling._started or sibling.ended:  # it was asked first
+                continue
             sibling.sequence = self.sequence.fork()
             sibling._started, sibling._start = True, self._start
             sibling.timings.cached_tokens = len(self.prompt)

@@ -181,6 +181,11 @@ def test_several_answers_share_their_prompt(model: Model) -> None:
     for generation in reversed(several):
         generation.read()
     assert [generation.token_ids for generation in several] == seeds
+    several = model.generate_several(prompt, 4, **{**SAMPLED, "seed": 40})
+    several[3].withdraw()
+    for generation in several[2::-1]:  # the first comes last
+        generation.read()
+    assert [generation.token_ids for generation in several] == [*seeds[:3], []]
     with pytest.raises(OptionError, match="n is 0"):
         model.generate_several(prompt, 0)
 
