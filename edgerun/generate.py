@@ -109,7 +109,6 @@ class Generation(Iterator[Piece]):
 
     def __next__(self) -> Piece:
         if not self._pieces and not self.ended:
-            self._look_for_stop()
             self._engine.advance(self)
         return self._taken(StopIteration)
 
@@ -119,7 +118,6 @@ class Generation(Iterator[Piece]):
     async def __anext__(self) -> Piece:
         """The next piece, while the event loop goes on."""
         while not self._pieces and not self.ended:
-            self._look_for_stop()
             await self._engine.wait_for(self, asyncio.get_running_loop())
         return self._taken(StopAsyncIteration)
 
@@ -144,8 +142,6 @@ class Generation(Iterator[Piece]):
     def withdraw(self) -> None:
         """Ends it at once, as cancelled, and gives its sequence back to its owner. From any thread."""
         self._engine.withdraw(self)
-        if not self.ended:
-            self._finish("cancelled")
 
     def __repr__(self) -> str:
         state = self.finish_reason or ("failed" if self.ended else "going on" if self._started else "not begun")
@@ -171,9 +167,15 @@ class Generation(Iterator[Piece]):
         """Whether the next step is to go on with it."""
         return self.eager or not self._pieces
 
+    def cancel(self) -> None:
+        """Ends it; no step runs it."""
+        self._finish("cancelled")
+
     def start(self) -> None:
-        """Before every step: takes what is known of its prompt, at the first."""
-        if self._look_for_stop() or self._started:
+        """Before every step: ends it if it was stopped; takes what is known of its prompt, at the first."""
+        if self._stopped and not self.ended:
+            self._finish("cancelled")
+        if self.ended or self._started:
             return
         self._started, self._start = True, perf_counter()
         self.timings.cached_tokens = self.sequence.reuse(self.prompt)
@@ -235,11 +237,6 @@ class Generation(Iterator[Piece]):
             sibling.timings.cached_tokens = len(self.prompt)
             sibling.ran(logits, 0.0)
         self._siblings = []
-
-    def _look_for_stop(self) -> bool:
-        if self._stopped and not self.ended:
-            self._finish("cancelled")
-        return self.ended
 
     def _finish(self, reason: FinishReason) -> None:
         rest = "" if reason == "stop" and self._stream.stopped else self._stream.flush()

@@ -71,6 +71,12 @@ class Request(Protocol):
     def start(self) -> None:
         """Before its first step."""
 
+    def stop(self) -> None:
+        """It is to end before its next step."""
+
+    def cancel(self) -> None:
+        """It is to end now; no step runs it."""
+
     def ran(self, logits: NDArray[np.float32] | None, seconds: float) -> None:
         """Wanted tokens have run, in a step of so many seconds; logits after the last, if it was among them."""
 
@@ -140,10 +146,13 @@ class Engine:
                 self._changed.notify_all()
 
     def withdraw(self, request: Request) -> None:
-        """Takes a request out; returns when no step runs it any more, so that its sequence is its owner's alone."""
+        """Ends a request, once no step runs it any more: its sequence is its owner's alone then."""
+        request.stop()  # or whoever reads it makes one step after the other, and none of them is waited for in time
         with self._changed:
             while request in self._running:
                 self._changed.wait()
+            if not request.ended:  # before whoever waits for it hears of it, who would ask for more
+                request.cancel()
             self._known = [weakref.ref(other) for other in self._requests() if other is not request]
             self._wake()
             self._changed.notify_all()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgerun import Model, OptionError
+from edgerun import Generation, Model, OptionError
 
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, 90, 400)]
 PROMPTS = [TOKENS[7 * i : 9 * i + 12] for i in range(12)]
@@ -150,6 +151,33 @@ def test_what_changes_a_session_ends_its_generation(model: Model) -> None:
         change(session)
         assert generation.finish_reason == "cancelled"
         assert next(generation, None) is None
+
+
+def test_who_is_waited_for_may_be_withdrawn(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads read a generation that a third ends: neither runs anything on its session from then on."""
+    withdraw = model.engine.withdraw
+
+    def slowly(request: Generation) -> None:  # type: ignore[override]
+        withdraw(request)
+        held = request.sequence.position
+        time.sleep(0.05)
+        assert request.sequence.position == held
+
+    monkeypatch.setattr(model.engine, "withdraw", slowly)
+    fresh = model.session().prefill(TOKENS[:40]).copy()
+    session = model.session()
+    generation = session.generate(PROMPTS[1], **{**SAMPLED, "max_tokens": 300})
+    reading = [threading.Thread(target=generation.read) for _ in range(2)]
+    for thread in reading:
+        thread.start()
+    while not generation.token_ids:
+        time.sleep(0.001)
+    session.reset()
+    assert generation.finish_reason == "cancelled"
+    np.testing.assert_array_equal(session.prefill(TOKENS[:40]), fresh)
+    for thread in reading:
+        thread.join()
+    assert session.tokens == TOKENS[:40]
 
 
 def test_who_drops_a_generation_gives_its_memory_back(model: Model) -> None:
