@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
+import signal
 import threading
 import time
 import weakref
@@ -139,6 +141,54 @@ def test_an_interrupt_in_whoever_makes_a_step_is_his_alone(
     for generation, tokens in zip(generations, wanted, strict=False):
         generation.read()
         assert generation.token_ids == tokens
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that interrupt")
+def test_interrupts_at_any_moment_change_no_text(package: Path, wanted: list[list[int]]) -> None:
+    """Ctrl-C again and again, of whoever makes the steps, as other threads read."""
+    others: list[list[int]] = []
+    stopping = threading.Event()
+    armed = False
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            raise KeyboardInterrupt
+
+    with Model(package, threads=1) as model:
+
+        def read() -> None:
+            while not stopping.is_set():
+                generation = model.generate(PROMPTS[1], **SAMPLED)
+                generation.read()
+                others.append(generation.token_ids)
+
+        threads = [threading.Thread(target=read, daemon=True) for _ in range(2)]
+        old = signal.signal(signal.SIGALRM, interrupt)
+        interrupts, end, seconds = 0, time.perf_counter() + 1, random.Random(0)
+        try:
+            for thread in threads:
+                thread.start()
+            while time.perf_counter() < end:
+                generation = model.generate(PROMPTS[2], **SAMPLED)
+                while not generation.ended:
+                    try:
+                        armed = True
+                        signal.setitimer(signal.ITIMER_REAL, seconds.uniform(0.0001, 0.003))
+                        generation.read()
+                        armed = False
+                    except KeyboardInterrupt:
+                        armed = False
+                        interrupts += 1
+                assert generation.token_ids == wanted[2]
+                assert generation.text == model.tokenizer.decode(wanted[2])
+        finally:
+            stopping.set()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+    assert interrupts > 20 and others and all(tokens == wanted[1] for tokens in others)
 
 
 def test_what_changes_a_session_ends_its_generation(model: Model) -> None:
