@@ -12,6 +12,7 @@ together would read no less.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Sequence as Several
@@ -216,10 +217,13 @@ class Engine:
     def _wake(self) -> None:
         """Tells event loops what they wait for; with the lock held."""
         known = self._requests()
-        for request in [r for r in self._waiters if r.ended or not r.waiting or r not in known]:
-            for loop, future in self._waiters.pop(request):
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_resolve, future)
+        for request, waiters in list(self._waiters.items()):
+            dropped = all(future.done() or loop.is_closed() for loop, future in waiters)  # its task was cancelled
+            if dropped or request.ended or not request.waiting or request not in known:
+                del self._waiters[request]
+                for loop, future in waiters:
+                    with contextlib.suppress(RuntimeError):  # it has been closed meanwhile
+                        loop.call_soon_threadsafe(_resolve, future)
 
     # --- steps ----------------------------------------------------------------------------------------------------
 

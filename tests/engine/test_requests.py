@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import signal
@@ -104,6 +105,28 @@ def test_an_event_loop_may_stop_waiting(model: Model, wanted: list[list[int]]) -
         return [token async for piece in generation for token in piece.token_ids]
 
     assert asyncio.run(main()) == wanted[3]
+
+
+def test_what_no_event_loop_waits_for_any_more_is_not_computed(model: Model, wanted: list[list[int]]) -> None:
+    """Tasks are cancelled and loops closed while the engine reads for them; what they dropped is gone."""
+    dropped: list[weakref.ref[Generation]] = []
+
+    async def give_up() -> None:
+        generation = model.generate(TOKENS, **SAMPLED)
+        dropped.append(weakref.ref(generation))
+        await asyncio.wait_for(generation.__anext__(), 0.0001)
+
+    for _ in range(5):
+        with contextlib.suppress(asyncio.TimeoutError):
+            asyncio.run(give_up())
+    loop = asyncio.new_event_loop()
+    future = model.engine.wait_for(model.generate(PROMPTS[1], **SAMPLED), loop)
+    loop.close()
+    generation = model.generate(PROMPTS[2], **SAMPLED)
+    generation.read()
+    assert generation.token_ids == wanted[2] and not future.done()
+    gc.collect()
+    assert not any(ref() for ref in dropped) and not model.engine._waiters
 
 
 def test_cancelling_leaves_the_others_alone(model: Model, wanted: list[list[int]]) -> None:
@@ -278,6 +301,8 @@ def test_many_prompts_in_order(model: Model, wanted: list[list[int]]) -> None:
     assert model.generate_many([]) == []
     with pytest.raises(OptionError):
         model.generate_many([[10**6]])
+    with pytest.raises(OptionError, match="parallel is 0"):
+        model.generate_many(PROMPTS, parallel=0)
 
 
 def test_conversations_and_texts_may_be_many(model: Model) -> None:
