@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
@@ -94,13 +95,15 @@ class Generation(Iterator[Piece]):
         self._engine, self._tokenizer = engine, tokenizer
         self._pieces: deque[Piece] = deque()
         self._siblings = list(siblings)
-        self._stream = TextStream(tokenizer, options.stop, continuation=continuation)
+        self._fresh_stream = partial(TextStream, tokenizer, options.stop, continuation=continuation)
+        self._stream = self._fresh_stream()
         self._ends = frozenset() if options.ignore_eos else tokenizer.eos_ids
         context = sequence.cache.heads.context
         most = options.max_tokens if options.max_tokens is not None else context
         self._limit = min(most, context - len(prompt) + 1)
         self._sampler: Sampler | None = None
         self._undone: list[int] = []  # tokens that have come since the last piece
+        self._before: tuple[int, str, list[int], int] | None = None  # while it chooses: what it goes back to
         self._error: Exception | None = None
         self._started = self._stopped = False
         self._start = 0.0
@@ -109,7 +112,6 @@ class Generation(Iterator[Piece]):
 
     def __next__(self) -> Piece:
         if not self._pieces and not self.ended:
-            self._look_for_stop()
             self._engine.advance(self)
         return self._taken(StopIteration)
 
@@ -119,7 +121,6 @@ class Generation(Iterator[Piece]):
     async def __anext__(self) -> Piece:
         """The next piece, while the event loop goes on."""
         while not self._pieces and not self.ended:
-            self._look_for_stop()
             await self._engine.wait_for(self, asyncio.get_running_loop())
         return self._taken(StopAsyncIteration)
 
@@ -144,8 +145,6 @@ class Generation(Iterator[Piece]):
     def withdraw(self) -> None:
         """Ends it at once, as cancelled, and gives its sequence back to its owner. From any thread."""
         self._engine.withdraw(self)
-        if not self.ended:
-            self._finish("cancelled")
 
     def __repr__(self) -> str:
         state = self.finish_reason or ("failed" if self.ended else "going on" if self._started else "not begun")
@@ -171,9 +170,15 @@ class Generation(Iterator[Piece]):
         """Whether the next step is to go on with it."""
         return self.eager or not self._pieces
 
+    def cancel(self) -> None:
+        """Ends it; no step runs it."""
+        self._finish("cancelled")
+
     def start(self) -> None:
-        """Before every step: takes what is known of its prompt, at the first."""
-        if self._look_for_stop() or self._started:
+        """Before every step: ends it if it was stopped; takes what is known of its prompt, at the first."""
+        if self._stopped and not self.ended:
+            self._finish("cancelled")
+        if self.ended or self._started:
             return
         self._started, self._start = True, perf_counter()
         self.timings.cached_tokens = self.sequence.reuse(self.prompt)
@@ -190,12 +195,32 @@ class Generation(Iterator[Piece]):
             if self._limit <= 0:
                 self._finish("length")
                 return
+        self._before = len(self.token_ids), self.text, self._undone, len(self._pieces)
         self._choose(logits, seconds)
+        self._before = None
+
+    def interrupted(self, position: int) -> None:
+        """Instead of the rest of ``ran``: takes back a choice that was being made, to be made again."""
+        if self._before is not None:
+            n, self.text, undone, n_pieces = self._before
+            del self.token_ids[n:]
+            while len(self._pieces) > n_pieces:
+                self._pieces.pop()
+            self._undone, self._sampler, self._stream = undone[:], None, self._fresh_stream()
+            for token_id in self.token_ids:
+                self._stream.push(token_id)
+            self.finish_reason, self.ended, self._before = None, False, None
+        if not self.ended and self.sequence.position > position and not self.wanted:
+            self.sequence.rewind(position)
+        else:
+            self.sequence.undone()
 
     def _choose(self, logits: NDArray[np.float32], seconds: float) -> None:
         options, stream, timings = self.options, self._stream, self.timings
         if self._sampler is None:
             self._sampler = Sampler(self._engine.kernels, options, self._engine.vocab_size, self.prompt)
+            for token_id in self.token_ids:
+                self._sampler.skip(token_id)
         begun = perf_counter()
         token_id = self._sampler.choose(logits)
         if self.token_ids:
@@ -207,7 +232,7 @@ class Generation(Iterator[Piece]):
             self._finish("stop")
             return
         self.token_ids.append(token_id)
-        self._undone.append(token_id)
+        self._undone = [*self._undone, token_id]
         self._sampler.accept(token_id)
         text = stream.push(token_id)
         chosen = None
@@ -228,16 +253,13 @@ class Generation(Iterator[Piece]):
     def _give_to_siblings(self, logits: NDArray[np.float32]) -> None:
         """Other answers to the same prompt begin where it has been read."""
         for sibling in self._siblings:
+            if sibling._started or sibling.ended:  # it was asked first
+                continue
             sibling.sequence = self.sequence.fork()
             sibling._started, sibling._start = True, self._start
             sibling.timings.cached_tokens = len(self.prompt)
             sibling.ran(logits, 0.0)
         self._siblings = []
-
-    def _look_for_stop(self) -> bool:
-        if self._stopped and not self.ended:
-            self._finish("cancelled")
-        return self.ended
 
     def _finish(self, reason: FinishReason) -> None:
         rest = "" if reason == "stop" and self._stream.stopped else self._stream.flush()

@@ -239,6 +239,7 @@ class Model:
         most. progress(done, in all, "prompts"). Each text is the one that the prompt alone would give. Raises
         ContextError, OptionError before anything is computed.
         """
+        _check_range("parallel", parallel, 1 << 62)
         chosen = SamplingOptions.merged(options, changes)
         chosen.check_vocabulary(self.vocab_size)
         encoded = [self._encoded(prompt) for prompt in prompts]

@@ -65,6 +65,11 @@ class Sampler:
         chances = (options.temperature, min(options.top_k, n), options.top_p, options.min_p, self._random.random())
         return kernels.sample(address, n, heap, *chances)
 
+    def skip(self, token_id: int) -> None:
+        """Instead of ``choose`` and ``accept``: what another sampler with these options has chosen."""
+        self._random.random()
+        self.accept(token_id)
+
     def accept(self, token_id: int) -> None:
         """Counts a generated token for the penalties."""
         if self._penalises:

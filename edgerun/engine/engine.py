@@ -12,6 +12,7 @@ together would read no less.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Sequence as Several
@@ -37,10 +38,11 @@ LEAST_ROWS = 8
 
 
 class Part(NamedTuple):
-    """What a run takes of a request. tokens: the first of those that it wants. out: whether they are all. decodes:
-    whether it is a token that was chosen."""
+    """What a run takes of a request. position: of its sequence. tokens: the first of those that it wants. out: whether
+    they are all. decodes: whether it is a token that was chosen."""
 
     request: Request
+    position: int
     tokens: list[int]
     out: bool
     decodes: bool
@@ -70,8 +72,18 @@ class Request(Protocol):
     def start(self) -> None:
         """Before its first step."""
 
+    def stop(self) -> None:
+        """It is to end before its next step."""
+
+    def cancel(self) -> None:
+        """It is to end now; no step runs it."""
+
     def ran(self, logits: NDArray[np.float32] | None, seconds: float) -> None:
         """Wanted tokens have run, in a step of so many seconds; logits after the last, if it was among them."""
+
+    def interrupted(self, position: int) -> None:
+        """The step that began with so many tokens in its sequence has ended before ``ran`` has; all of it is undone,
+        wherever it was."""
 
     def fail(self, error: Exception) -> None:
         """It cannot go on."""
@@ -86,10 +98,14 @@ class Engine:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.kernels, self.vocab_size = runner.kernels, runner.tape.vocab_size
-        self._changed = threading.Condition()
+        # Ctrl-C may come between any two lines. No threading.Condition: its ``with`` and its ``wait`` may end with the
+        # lock held, or without it.
+        self._lock = threading.RLock()
+        self._gate = threading.Lock()  # locked until something changes
+        self._gate.acquire()
         self._known: list[weakref.ref[Request]] = []  # who drops a request unfinished wants no more of it
         self._running: list[Request] = []  # in the step that goes on
-        self._stepping = False
+        self._leader: object | None = None  # who makes a step
         self._logits = self._buffer(1)
         self._decode_s = self._row_s = 0.0  # of a step that only decodes; of a row of a prompt
         self._waiters: dict[Request, list[tuple[AbstractEventLoop, Future[None]]]] = {}
@@ -100,97 +116,119 @@ class Engine:
     def advance(self, request: Request) -> None:
         """Returns once a request has made something or has ended; makes steps until then, or waits for who does."""
         while request.waiting and not request.ended:
-            with self._changed:
-                self._join(request)
-                if self._stepping:
-                    self._changed.wait()
-                    continue
-                self._stepping = True
-            self._lead()
+            self.step_with([request])
 
     def _requests(self) -> list[Request]:
         return [request for request in (known() for known in self._known) if request is not None]
 
     def step_with(self, requests: Several[Request]) -> None:
         """Makes one step for these requests and all others, or waits for one that somebody makes."""
-        with self._changed:
-            for request in requests:
-                self._join(request)
-            if self._stepping:
-                self._changed.wait()
-                return
-            self._stepping = True
-        self._lead()
+        me = object()
+        try:
+            with self._lock:
+                for request in requests:
+                    self._join(request)
+                gate = self._gate
+                if self._leader is None:
+                    self._leader = me
+            if self._leader is me:
+                self._step()
+            else:
+                with gate:
+                    pass
+        finally:
+            try:
+                self._over(me)
+            except BaseException:  # ctrl-C: others wait for the end of this step
+                self._over(me)
+                raise
 
     def _join(self, request: Request) -> None:
         if request not in self._requests():
             self._known.append(weakref.ref(request))
 
-    def _lead(self) -> None:
-        """One step; the caller has said that it makes it."""
-        try:
-            self._step()
-        finally:
-            with self._changed:
+    def _over(self, leader: object) -> None:
+        """After a step, by whoever made it; of others it takes no notice."""
+        with self._lock:
+            if self._leader is leader:
                 self._running = []
-                self._stepping = False
                 self._known = [weakref.ref(request) for request in self._requests() if not request.ended]
                 self._wake()
-                self._changed.notify_all()
+                self._notify()
+                self._leader = None  # last: whoever is interrupted before does it all once more
 
     def withdraw(self, request: Request) -> None:
-        """Takes a request out; returns when no step runs it any more, so that its sequence is its owner's alone."""
-        with self._changed:
-            while request in self._running:
-                self._changed.wait()
-            self._known = [weakref.ref(other) for other in self._requests() if other is not request]
-            self._wake()
-            self._changed.notify_all()
+        """Ends a request, once no step runs it any more: its sequence is its owner's alone then."""
+        request.stop()  # or whoever reads it makes one step after the other, and none of them is waited for in time
+        while True:
+            with self._lock:
+                gate = self._gate
+                if request not in self._running:
+                    if not request.ended:  # before whoever waits for it hears of it, who would ask for more
+                        request.cancel()
+                    self._known = [weakref.ref(other) for other in self._requests() if other is not request]
+                    self._wake()
+                    self._notify()
+                    return
+            with gate:
+                pass
 
     def wait_for(self, request: Request, loop: AbstractEventLoop) -> Future[None]:
         """What an event loop may await until a request has made something or has ended."""
         future = loop.create_future()
-        with self._changed:
+        with self._lock:
             self._waiters.setdefault(request, []).append((loop, future))
             self._join(request)
             if self._driver is None or not self._driver.is_alive():
                 self._driver = threading.Thread(target=self._drive, name="edgerun-engine", daemon=True)
                 self._driver.start()
             self._wake()
-            self._changed.notify_all()
+            self._notify()
         return future
 
     def _drive(self) -> None:
         """Makes steps while an event loop waits; ends when none has for a while."""
         while True:
-            with self._changed:
-                if not self._waiters and not self._changed.wait_for(lambda: bool(self._waiters), 10.0):
-                    self._driver = None
-                    return
-                if self._stepping:
-                    self._changed.wait()
+            with self._lock:
+                gate, idle = self._gate, not self._waiters
+            if idle:
+                if gate.acquire(timeout=10.0):
+                    gate.release()
                     continue
-                self._stepping = True
+                with self._lock:
+                    if not self._waiters:
+                        self._driver = None
+                        return
             try:
-                self._lead()
+                self.step_with([])
             except Exception as error:
-                with self._changed:
+                with self._lock:
                     for request in list(self._waiters):
                         request.fail(error)
                     self._wake()
 
+    def _notify(self) -> None:
+        """Lets all go on who wait; with the lock held. No interrupt comes between the last two lines."""
+        fresh = threading.Lock()
+        fresh.acquire()
+        gate, self._gate = self._gate, fresh
+        gate.release()
+
     def _wake(self) -> None:
         """Tells event loops what they wait for; with the lock held."""
         known = self._requests()
-        for request in [r for r in self._waiters if r.ended or not r.waiting or r not in known]:
-            for loop, future in self._waiters.pop(request):
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_resolve, future)
+        for request, waiters in list(self._waiters.items()):
+            dropped = all(future.done() or loop.is_closed() for loop, future in waiters)  # its task was cancelled
+            if dropped or request.ended or not request.waiting or request not in known:
+                del self._waiters[request]
+                for loop, future in waiters:
+                    with contextlib.suppress(RuntimeError):  # it has been closed meanwhile
+                        loop.call_soon_threadsafe(_resolve, future)
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        with self._changed:
+        with self._lock:
             ready = [request for request in self._requests() if request.waiting and not request.ended]
             if len(ready) > 1:
                 ready.sort(key=lambda request: -request.priority)  # among equals, who came first
@@ -205,7 +243,7 @@ class Engine:
             if not request.decoding:
                 reading.append(request)
             else:
-                part = Part(request, request.wanted, True, True)
+                part = Part(request, request.sequence.position, request.wanted, True, True)
                 (alone if request.sequence.sparse else together).append(part)
         start = perf_counter()
         most = self.runner.tape.max_rows
@@ -228,7 +266,7 @@ class Engine:
             n = min(len(wanted), room, sequence.most_rows(sequence.position))
             if n <= 0:
                 break
-            parts.append(Part(request, wanted[:n], n == len(wanted), False))
+            parts.append(Part(request, sequence.position, wanted[:n], n == len(wanted), False))
             room -= n
         return parts
 
@@ -248,7 +286,7 @@ class Engine:
         """One run."""
         batch: list[Rows] = []
         parts: list[Part] = []
-        n_out = 0
+        n_out = at = given = 0
         for part in wanted:
             rows = self._begin(part, parts)
             if rows is not None:
@@ -266,37 +304,44 @@ class Engine:
                 self.runner.run(batch, self._logits, sequence.policy, sequence.running)
             else:
                 self.runner.run(batch, self._logits)
-        except BaseException:  # ctrl-C, in whoever makes this step: the requests stay as they were
             for part in parts:
-                part.request.sequence.undone()
+                part.request.sequence.done(part.tokens)
+                part.request.ran(self._logits[at] if part.out else None, perf_counter() - start)
+                at += part.out
+                given += 1
+        except BaseException:  # ctrl-C, in whoever makes this step: the requests that it has not reached run again
+            for part in parts[given:]:
+                part.request.interrupted(part.position)
             raise
-        at = 0
-        for part in parts:
-            part.request.sequence.done(part.tokens)
-            part.request.ran(self._logits[at] if part.out else None, perf_counter() - start)
-            at += part.out
 
     def _begin(self, part: Part, running: list[Part]) -> Rows | None:
-        """Room for the tokens; where the cache is full, a request of lower rank that is in no run starts again later.
-        None where this one has to wait, or cannot go on."""
+        """Room for the tokens; where the cache is full, others start again later, see ``_make_room``. None where this
+        one has to wait, or cannot go on."""
         request = part.request
-        while True:
+        while request.sequence.position == part.position:  # else it has made room for another
             try:
                 return request.sequence.begin(part.tokens, int(part.out), part.decodes)
             except CacheFullError as error:
-                taken = [other.request for other in running]
-                others = [r for r in self._requests() if r not in taken and r is not request and r.sequence.pages]
-                if others:
-                    victim = min(reversed(others), key=lambda r: r.priority)
-                    victim.sequence.rewind(0)
-                elif running:
-                    return None  # until those have ended
-                else:
-                    request.fail(error)
+                if not self._make_room(request, [other.request for other in running]):
+                    higher = self._running[: self._running.index(request)]
+                    if not running and not any(other.sequence.pages and not other.ended for other in higher):
+                        request.fail(error)
                     return None
             except EdgerunError as error:
                 request.fail(error)
                 return None
+        return None
+
+    def _make_room(self, request: Request, running: list[Request]) -> bool:
+        """Empties the sequence of a request that is in no run: of one that nobody waits for, or that ranks below this
+        one; those above it are never emptied, so that the first of all goes on. False where there is none."""
+        with self._lock:
+            spared = [*running, *self._running[: self._running.index(request) + 1]]
+            others = [r for r in self._requests() if r not in spared and r.sequence.pages and not r.ended]
+            if not others:
+                return False
+            min(reversed(others), key=lambda r: r.priority).sequence.rewind(0)
+            return True
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:
         stride = self.runner.tape.logits_stride

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence as Several
 from typing import Any
@@ -15,7 +16,7 @@ from edgerun.attention.state import AttentionState
 from edgerun.engine.batch import Rows
 from edgerun.engine.pages import Page, PagePool
 from edgerun.engine.prefixes import Prefixes, shared_length
-from edgerun.errors import EdgerunError
+from edgerun.errors import CacheFullError, EdgerunError
 from edgerun.package.calibration import parameters
 from edgerun.sparsity.policy import Policy
 from edgerun.variants.table import VariantTable
@@ -161,22 +162,24 @@ class Sequence:
         have computed; gives its length."""
         shared = shared_length(self.tokens, ids[: len(ids) - 1])
         key = self.key
-        pages, begun, n = ([], None, 0) if key is None else self.cache.prefixes.find(key, ids[: len(ids) - 1])
-        pool = self.cache.pool
-        found = PAGE * len(pages) + n
-        if found <= shared + WORTH_A_COPY:
-            for page in pages:
-                pool.release(page)
+        if key is None:
             return self.rewind(shared)
-        self.rewind(0)
-        for page in pages:
-            self._put(page)
-        if begun is not None and n >= WORTH_A_COPY:
-            self._put(self._copy(begun, n))
-        else:
-            found -= n
-        self.tokens = list(ids[:found])
-        return found
+        pool = self.cache.pool
+        with pool.lock:  # nobody else may take the page that is copied
+            pages, begun, n = self.cache.prefixes.find(key, ids[: len(ids) - 1])
+            if PAGE * len(pages) + n <= shared + WORTH_A_COPY:
+                for page in pages:
+                    pool.release(page)
+                return self.rewind(shared)
+            self.rewind(0)
+            for page in pages:
+                self._put(page)
+            self.tokens = list(ids[: PAGE * len(pages)])
+            if begun is not None and n >= WORTH_A_COPY:
+                with contextlib.suppress(CacheFullError, MemoryError):  # it is computed then
+                    self._put(self._copy(begun, n))
+                    self.tokens.extend(ids[len(self.tokens) : len(self.tokens) + n])
+        return len(self.tokens)
 
     def keep(self) -> None:
         """Lets others use what it holds."""

@@ -117,6 +117,48 @@ def test_who_comes_first_goes_on_where_the_cache_is_full(package: Path) -> None:
         assert model.kv_cache.pool.bytes <= 4 * page
 
 
+@pytest.mark.parametrize("sparsity", ["none", "zero"])
+def test_who_made_room_in_a_step_begins_again_after_it(package: Path, sparsity: str) -> None:
+    """The first needs a second page as the other, which has two, decodes in the same step; three are all there are."""
+    prompts = [TOKENS[:190], TOKENS[100:400]]
+    with Model(package, threads=1, sparsity=sparsity) as model:
+        page = model.kv_cache.pool.page_bytes
+        wanted = [answer(model.session(), prompt, 120)[0] for prompt in prompts]
+    with Model(package, threads=1, cache_bytes=3 * page, sparsity=sparsity) as model:
+        generations = model.generate_many(prompts, max_tokens=120, **GREEDY)
+        assert [generation.token_ids for generation in generations] == wanted
+
+
+def test_who_has_ended_keeps_what_its_session_holds(package: Path) -> None:
+    """One ends in the step in which another, that decodes by itself, finds the cache full."""
+    with Model(package, threads=1) as model:
+        page = model.kv_cache.pool.page_bytes
+    with Model(package, threads=1, cache_bytes=3 * page) as model:
+        one, two = model.session(), model.session(sparsity="zero")
+        ending, going = one.generate(TOKENS[:300], max_tokens=7, **GREEDY), two.generate(TOKENS[:251], **GREEDY)
+        next(ending), next(going)
+        ending.eager = going.eager = True
+        with pytest.raises(CacheFullError):
+            going.read()
+        ending.read()
+        assert len(one.tokens) == 306
+
+
+def test_a_prompt_that_is_known_is_computed_where_there_is_no_room_for_a_copy(package: Path) -> None:
+    with Model(package, threads=1) as model:
+        page = model.kv_cache.pool.page_bytes
+    with Model(package, threads=1, cache_bytes=2 * page) as model:
+        session = model.session()
+        wanted = answer(session, TOKENS[:300])[0]
+        other = model.session()
+        with pytest.raises(CacheFullError):
+            answer(other, TOKENS[:300])
+        assert other.position == PAGE  # what it shares
+        del session
+        gc.collect()
+        assert answer(other, TOKENS[:300])[0] == wanted
+
+
 def test_the_index_forgets_what_was_used_longest_ago() -> None:
     pool = PagePool(64, None)
     prefixes = Prefixes(pool, 3 * 64)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import random
+import signal
 import threading
+import time
 import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgerun import Model, OptionError
+from edgerun import Generation, Model, OptionError
 
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, 90, 400)]
 PROMPTS = [TOKENS[7 * i : 9 * i + 12] for i in range(12)]
@@ -103,6 +107,28 @@ def test_an_event_loop_may_stop_waiting(model: Model, wanted: list[list[int]]) -
     assert asyncio.run(main()) == wanted[3]
 
 
+def test_what_no_event_loop_waits_for_any_more_is_not_computed(model: Model, wanted: list[list[int]]) -> None:
+    """Tasks are cancelled and loops closed while the engine reads for them; what they dropped is gone."""
+    dropped: list[weakref.ref[Generation]] = []
+
+    async def give_up() -> None:
+        generation = model.generate(TOKENS, **SAMPLED)
+        dropped.append(weakref.ref(generation))
+        await asyncio.wait_for(generation.__anext__(), 0.0001)
+
+    for _ in range(5):
+        with contextlib.suppress(asyncio.TimeoutError):
+            asyncio.run(give_up())
+    loop = asyncio.new_event_loop()
+    future = model.engine.wait_for(model.generate(PROMPTS[1], **SAMPLED), loop)
+    loop.close()
+    generation = model.generate(PROMPTS[2], **SAMPLED)
+    generation.read()
+    assert generation.token_ids == wanted[2] and not future.done()
+    gc.collect()
+    assert not any(ref() for ref in dropped) and not model.engine._waiters
+
+
 def test_cancelling_leaves_the_others_alone(model: Model, wanted: list[list[int]]) -> None:
     generations = [model.generate(prompt, **SAMPLED) for prompt in PROMPTS]
     for generation in generations:
@@ -140,6 +166,54 @@ def test_an_interrupt_in_whoever_makes_a_step_is_his_alone(
         assert generation.token_ids == tokens
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that interrupt")
+def test_interrupts_at_any_moment_change_no_text(package: Path, wanted: list[list[int]]) -> None:
+    """Ctrl-C again and again, of whoever makes the steps, as other threads read."""
+    others: list[list[int]] = []
+    stopping = threading.Event()
+    armed = False
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            raise KeyboardInterrupt
+
+    with Model(package, threads=1) as model:
+
+        def read() -> None:
+            while not stopping.is_set():
+                generation = model.generate(PROMPTS[1], **SAMPLED)
+                generation.read()
+                others.append(generation.token_ids)
+
+        threads = [threading.Thread(target=read, daemon=True) for _ in range(2)]
+        old = signal.signal(signal.SIGALRM, interrupt)
+        interrupts, end, seconds = 0, time.perf_counter() + 1, random.Random(0)
+        try:
+            for thread in threads:
+                thread.start()
+            while time.perf_counter() < end:
+                generation = model.generate(PROMPTS[2], **SAMPLED)
+                while not generation.ended:
+                    try:
+                        armed = True
+                        signal.setitimer(signal.ITIMER_REAL, seconds.uniform(0.0001, 0.003))
+                        generation.read()
+                        armed = False
+                    except KeyboardInterrupt:
+                        armed = False
+                        interrupts += 1
+                assert generation.token_ids == wanted[2]
+                assert generation.text == model.tokenizer.decode(wanted[2])
+        finally:
+            stopping.set()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+    assert interrupts > 20 and others and all(tokens == wanted[1] for tokens in others)
+
+
 def test_what_changes_a_session_ends_its_generation(model: Model) -> None:
     for change in (
         lambda s: s.generate(PROMPTS[1]), lambda s: s.rewind(3), lambda s: s.prefill([1]), lambda s: s.use("none")
@@ -150,6 +224,33 @@ def test_what_changes_a_session_ends_its_generation(model: Model) -> None:
         change(session)
         assert generation.finish_reason == "cancelled"
         assert next(generation, None) is None
+
+
+def test_who_is_waited_for_may_be_withdrawn(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads read a generation that a third ends: neither runs anything on its session from then on."""
+    withdraw = model.engine.withdraw
+
+    def slowly(request: Generation) -> None:  # type: ignore[override]
+        withdraw(request)
+        held = request.sequence.position
+        time.sleep(0.05)
+        assert request.sequence.position == held
+
+    monkeypatch.setattr(model.engine, "withdraw", slowly)
+    fresh = model.session().prefill(TOKENS[:40]).copy()
+    session = model.session()
+    generation = session.generate(PROMPTS[1], **{**SAMPLED, "max_tokens": 300})
+    reading = [threading.Thread(target=generation.read) for _ in range(2)]
+    for thread in reading:
+        thread.start()
+    while not generation.token_ids:
+        time.sleep(0.001)
+    session.reset()
+    assert generation.finish_reason == "cancelled"
+    np.testing.assert_array_equal(session.prefill(TOKENS[:40]), fresh)
+    for thread in reading:
+        thread.join()
+    assert session.tokens == TOKENS[:40]
 
 
 def test_who_drops_a_generation_gives_its_memory_back(model: Model) -> None:
@@ -181,6 +282,11 @@ def test_several_answers_share_their_prompt(model: Model) -> None:
     for generation in reversed(several):
         generation.read()
     assert [generation.token_ids for generation in several] == seeds
+    several = model.generate_several(prompt, 4, **{**SAMPLED, "seed": 40})
+    several[3].withdraw()
+    for generation in several[2::-1]:  # the first comes last
+        generation.read()
+    assert [generation.token_ids for generation in several] == [*seeds[:3], []]
     with pytest.raises(OptionError, match="n is 0"):
         model.generate_several(prompt, 0)
 
@@ -195,6 +301,8 @@ def test_many_prompts_in_order(model: Model, wanted: list[list[int]]) -> None:
     assert model.generate_many([]) == []
     with pytest.raises(OptionError):
         model.generate_many([[10**6]])
+    with pytest.raises(OptionError, match="parallel is 0"):
+        model.generate_many(PROMPTS, parallel=0)
 
 
 def test_conversations_and_texts_may_be_many(model: Model) -> None:
