@@ -304,8 +304,8 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    from edgerun.catalog import CATALOGUE, fetch
-    from edgerun.hub import resolve
+    from edgerun.sources.catalog import CATALOGUE, fetch
+    from edgerun.sources.hub import resolve
 
     args = parse()
     for option, given in (("--llama-cpp", args.llama_cpp), ("--ik-llama-cpp", args.ik_llama_cpp)):

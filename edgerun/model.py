@@ -82,7 +82,7 @@ def load(
     them again; default: as much as is needed, and of texts that are only kept an eighth of the machine's memory.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
-    from edgerun.hub import resolve
+    from edgerun.sources.hub import resolve
 
     if quality is not None:
         if attention is not None:

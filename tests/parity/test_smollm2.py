@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 import edgerun
-from edgerun.catalog import CATALOGUE, fetch
+from edgerun.sources.catalog import CATALOGUE, fetch
 from tests.exporters.made import Package, logits_of
 
 from .oracles import log_softmax, transformers_from_gguf

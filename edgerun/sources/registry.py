@@ -23,9 +23,9 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgerun.cache import writing
 from edgerun.errors import HubError
 from edgerun.progress import Progress
+from edgerun.sources.cache import writing
 
 _CHUNK = 1 << 18
 _TIMEOUT_S = 30.0

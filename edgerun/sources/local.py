@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from edgerun.cache import is_package
 from edgerun.errors import CheckpointError
 from edgerun.progress import Progress, silent
+from edgerun.sources.cache import is_package
 
 _PARTS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 _CHUNK = 1 << 20

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from edgerun import catalog, hub, registry
-from edgerun.catalog import CATALOGUE, CatalogueModel
 from edgerun.errors import HubError
-from tests.hub.checkpoints_made import gguf_file
+from edgerun.sources import catalog, hub, registry
+from edgerun.sources.catalog import CATALOGUE, CatalogueModel
+from tests.sources.checkpoints_made import gguf_file
 
 WHEEL = "some_model-1.0-py3-none-any.whl"
 

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from edgerun.errors import CheckpointError, HubError
-from edgerun.repository import Reference, _choose, parse
-from tests.hub.checkpoints_made import gguf_file, safetensors_folder
-from tests.hub.stand_in import TOKEN, Hub, Repository
+from edgerun.sources.repository import Reference, _choose, parse
+from tests.sources.checkpoints_made import gguf_file, safetensors_folder
+from tests.sources.stand_in import TOKEN, Hub, Repository
 
 SCRIPT = """
 import json, sys
 from edgerun.errors import EdgerunError
-from edgerun.hub import pull, resolve
+from edgerun.sources.hub import pull, resolve
 seen = []
 try:
     verb = pull if sys.argv[2:] == ["pull"] else resolve

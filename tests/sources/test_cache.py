@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edgerun import cache
 from edgerun.errors import HubError
+from edgerun.sources import cache
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_commit_replaces_at_once(tmp_path: Path) -> None:
 
 def test_locks_keep_threads_and_processes_apart(root: Path) -> None:
     script = (
-        "import sys, time\nfrom edgerun.cache import lock\n"
+        "import sys, time\nfrom edgerun.sources.cache import lock\n"
         "with lock('m'):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
