@@ -260,7 +260,7 @@ def measure(work: Work, threads: int, rounds: int) -> Row:
 
 
 def machine() -> dict[str, Any]:
-    from edgerun.benchmark import memory_read_gb_per_s
+    from edgerun.measure.benchmark import memory_read_gb_per_s
     from edgerun_kernels.load import kernels
 
     info = Path("/proc/cpuinfo")

@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgerun.attention.spec import CALIBRATED, FULL, TYPICAL
+from edgerun.measure.profile import bytes_a_token
 from edgerun.package.calibration import read_settings
-from edgerun.profile import bytes_a_token
 from edgerun.sparsity.calibrated import NAME, read_points
 from edgerun.sparsity.projections import projections
 from edgerun.sparsity.spec import NONE

@@ -10,7 +10,7 @@ from edgerun.calibration.journal import Journal
 from edgerun.calibration.search import Policy, Search
 from edgerun.calibration.store import write_settings
 from edgerun.errors import OptionError
-from edgerun.evaluate import started, starting_token
+from edgerun.measure.evaluate import started, starting_token
 from edgerun.model import Model
 from edgerun.package.calibration import Setting, weights
 from edgerun.package.config import read_config

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from edgerun.calibration.store import write_activations
 from edgerun.errors import OptionError
-from edgerun.evaluate import kl, log_softmax
+from edgerun.measure.evaluate import kl, log_softmax
+from edgerun.measure.profile import weight_bytes_skipped, weight_time_saved
 from edgerun.package.layout import dequantise, parts
-from edgerun.profile import weight_bytes_skipped, weight_time_saved
 from edgerun.progress import Progress, silent
 from edgerun.sparsity.capture import capture
 from edgerun.sparsity.delta_activations import DeltaActivations

@@ -19,7 +19,7 @@ from edgerun.calibration import calibrate as module
 from edgerun.calibration.calibrate import JOURNAL, calibrate
 from edgerun.calibration.measure import Reference
 from edgerun.calibration.search import Search, _around
-from edgerun.evaluate import kl, log_softmax
+from edgerun.measure.evaluate import kl, log_softmax
 from edgerun.package.calibration import as_json, read_settings
 from edgerun.package.config import read_config
 

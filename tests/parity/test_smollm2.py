@@ -70,7 +70,7 @@ def test_float32_compute_equals_onnxruntime(smollm2: Path, ids: list[int]) -> No
 
 
 def test_perplexity_is_that_of_llama_cpp(smollm2: Path, prose: str) -> None:
-    from edgerun.evaluate import ModelScorer, evaluate
+    from edgerun.measure.evaluate import ModelScorer, evaluate
 
     with ModelScorer(edgerun.load(smollm2)) as scorer:
         result = evaluate(scorer, scorer.encode(prose), window=512)

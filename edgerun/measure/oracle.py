@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun.errors import EdgerunError, OptionError, PackageError
-from edgerun.evaluate import CHUNK, Logits, starting_token
+from edgerun.measure.evaluate import CHUNK, Logits, starting_token
 
 if TYPE_CHECKING:
     from edgerun.text.tokenizer import Tokenizer
 
 
 class OnnxruntimeScorer:
-    """An `edgerun.evaluate.Scorer` that runs the package's graph in onnxruntime, all weights made float32."""
+    """An `edgerun.measure.evaluate.Scorer` that runs the package's graph in onnxruntime, all weights made float32."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, *, threads: int) -> None:
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.evaluate import standard_error
+from edgerun.measure.evaluate import standard_error
 
 F64 = NDArray[np.float64]
 Metrics = Mapping[str, F64]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from edgerun.errors import OptionError
-from edgerun.tasks import qa
-from edgerun.tasks.reader import Prompt
+from edgerun.measure.tasks import qa
+from edgerun.measure.tasks.reader import Prompt
 
 from .made import Known, lines
 

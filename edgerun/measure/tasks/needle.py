@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerun.errors import OptionError
+from edgerun.measure.tasks.reader import Prompt, Reader
+from edgerun.measure.tasks.score import F64
 from edgerun.progress import Progress, silent
-from edgerun.tasks.reader import Prompt, Reader
-from edgerun.tasks.score import F64
 from edgerun.text.tokenizer import Tokenizer
 
 NEEDLE = "\nThe special magic number is: {}.\n"

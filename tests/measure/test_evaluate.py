@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgerun.errors import EdgerunError, OptionError
-from edgerun.evaluate import CHUNK, Logits, evaluate, gathered, kl, log_softmax, split, standard_error, started
+from edgerun.measure.evaluate import CHUNK, Logits, evaluate, gathered, kl, log_softmax, split, standard_error, started
 
 VOCAB = 50
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgerun import plots
 from edgerun.errors import OptionError
-from edgerun.evaluate import Evaluation
-from edgerun.tasks.needle import Cell
+from edgerun.measure import plots
+from edgerun.measure.evaluate import Evaluation
+from edgerun.measure.tasks.needle import Cell
 
 CELLS = [Cell(length, depth, 2, 0.5, 1.0) for length in (100, 200) for depth in (0.25, 0.75)]
 

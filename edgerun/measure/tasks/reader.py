@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.state import Attended
-from edgerun.evaluate import CHUNK, F64, log_softmax
+from edgerun.measure.evaluate import CHUNK, F64, log_softmax
 
 if TYPE_CHECKING:
     from edgerun.model import Model

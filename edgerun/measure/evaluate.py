@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from edgerun.attention.state import Attended, RunCount
 from edgerun.errors import EdgerunError, OptionError
-from edgerun.profile import weight_bytes_skipped
+from edgerun.measure.profile import weight_bytes_skipped
 from edgerun.progress import Progress, silent
 from edgerun.sparsity.spec import NONE
 

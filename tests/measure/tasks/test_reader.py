@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import edgerun
-from edgerun.evaluate import log_softmax
-from edgerun.tasks.reader import Prompt, SessionReader
+from edgerun.measure.evaluate import log_softmax
+from edgerun.measure.tasks.reader import Prompt, SessionReader
 
 STORY = "The ferry to the island left at half past six, and the town behind it was grey. " * 2
 PROMPTS = [

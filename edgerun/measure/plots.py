@@ -13,8 +13,8 @@ import numpy as np
 from edgerun.errors import EdgerunError, OptionError
 
 if TYPE_CHECKING:
-    from edgerun.evaluate import Evaluation
-    from edgerun.tasks.needle import Cell
+    from edgerun.measure.evaluate import Evaluation
+    from edgerun.measure.tasks.needle import Cell
 
 SUFFIXES = (".png", ".svg")
 STYLE: Mapping[str, Any] = {

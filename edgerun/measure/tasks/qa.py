@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from edgerun.errors import OptionError
+from edgerun.measure.tasks import questions
+from edgerun.measure.tasks.reader import Prompt, Reader
+from edgerun.measure.tasks.score import F64
 from edgerun.progress import Progress, silent
-from edgerun.tasks import questions
-from edgerun.tasks.reader import Prompt, Reader
-from edgerun.tasks.score import F64
 
 FORMS = """a file of JSON lines:
 {"passage": TEXT, "question": TEXT, "answers": [TEXT, …]}, or SQuAD's lines of the Hugging Face Hub
