@@ -23,7 +23,8 @@ from edgerun.engine.many import PARALLEL, run_many
 from edgerun.engine.runner import Runner
 from edgerun.engine.sequence import Cache, Sequence
 from edgerun.errors import EdgerunError, OptionError
-from edgerun.generate import Generation
+from edgerun.generation.generation import Generation
+from edgerun.generation.options import MAX_SEED, SamplingOptions
 from edgerun.program.encode import CacheType, Compute, encode
 from edgerun.program.open import open_package
 from edgerun.progress import Progress, silent
@@ -32,7 +33,6 @@ from edgerun.session import Session, check_tokens
 from edgerun.sparsity.calibrated import NAME
 from edgerun.sparsity.resident import Sparsity
 from edgerun.sparsity.spec import NONE
-from edgerun.text.options import MAX_SEED, SamplingOptions
 from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels

@@ -18,8 +18,8 @@ from edgerun.cli.text_input import checked, decoded
 from edgerun.errors import EdgerunError
 
 if TYPE_CHECKING:
+    from edgerun.generation.options import SamplingOptions
     from edgerun.model import Model
-    from edgerun.text.options import SamplingOptions
 
 DEFAULT_MODEL = "smollm2"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
-from edgerun.sampler import Sampler
+from edgerun.generation.sampler import Sampler
 from edgerun.text.stream import TextStream
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgerun.engine.engine import Engine
     from edgerun.engine.sequence import Sequence
-    from edgerun.text.options import SamplingOptions
+    from edgerun.generation.options import SamplingOptions
     from edgerun.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgerun_kernels.memory import aligned
 
 if TYPE_CHECKING:
-    from edgerun.text.options import SamplingOptions
+    from edgerun.generation.options import SamplingOptions
     from edgerun_kernels.load import Kernels
 
 COLDEST = 1e-4

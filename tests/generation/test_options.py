@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgerun.errors import OptionError
-from edgerun.text.options import SamplingOptions
+from edgerun.generation.options import SamplingOptions
 
 
 @pytest.mark.parametrize(
