@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.calibration.inputs import capture
 from edgerun.calibration.store import write_activations
 from edgerun.errors import OptionError
 from edgerun.measure.evaluate import kl, log_softmax
 from edgerun.measure.profile import weight_bytes_skipped, weight_time_saved
 from edgerun.package.layout import dequantise, parts
 from edgerun.progress import Progress, silent
-from edgerun.sparsity.capture import capture
 from edgerun.sparsity.delta_activations import DeltaActivations
 from edgerun.sparsity.method import Method
 from edgerun.sparsity.policy import Chosen, Policy, make_policy, most_columns
