@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from edgerun.attention.runs import Heads
 from edgerun.attention.spec import FULL, Attention, budget, parse
 from edgerun.attention.spec import quality as calibrated
-from edgerun.calibration.budget import split
 from edgerun.engine.engine import Engine
 from edgerun.engine.many import PARALLEL, run_many
 from edgerun.engine.runner import Runner
@@ -28,6 +27,7 @@ from edgerun.generation.options import MAX_SEED, SamplingOptions
 from edgerun.program.encode import CacheType, Compute, encode
 from edgerun.program.open import open_package
 from edgerun.progress import Progress, silent
+from edgerun.quality import split
 from edgerun.saved import fill, read
 from edgerun.session import Session, check_tokens
 from edgerun.sparsity.calibrated import NAME
