@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgerun.attention.spec import CALIBRATED, FULL, TYPICAL
-from edgerun.measure.profile import bytes_a_token
 from edgerun.package.calibration import read_settings
 from edgerun.sparsity.calibrated import NAME, read_points
 from edgerun.sparsity.projections import projections
 from edgerun.sparsity.spec import NONE
+from edgerun.sparsity.traffic import bytes_a_token
 
 if TYPE_CHECKING:
     from edgerun.program.open import Package

@@ -13,11 +13,11 @@ from edgerun.attention.deltallm import DeltaLLM
 from edgerun.attention.spec import budget, quality
 from edgerun.calibration.store import write_activations, write_settings
 from edgerun.errors import OptionError, PackageError
-from edgerun.measure.profile import bytes_a_token
 from edgerun.package.calibration import Setting
 from edgerun.package.config import read_config
 from edgerun.quality import split
 from edgerun.sparsity.projections import projections
+from edgerun.sparsity.traffic import bytes_a_token
 from edgerun_exporters import export
 from tests.conftest import checkpoint
 

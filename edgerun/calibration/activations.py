@@ -24,7 +24,6 @@ from edgerun.calibration.inputs import capture
 from edgerun.calibration.store import write_activations
 from edgerun.errors import OptionError
 from edgerun.measure.evaluate import kl, log_softmax
-from edgerun.measure.profile import weight_bytes_skipped, weight_time_saved
 from edgerun.package.layout import dequantise, parts
 from edgerun.progress import Progress, silent
 from edgerun.sparsity.delta_activations import DeltaActivations
@@ -32,6 +31,7 @@ from edgerun.sparsity.method import Method
 from edgerun.sparsity.policy import Chosen, Policy, make_policy, most_columns
 from edgerun.sparsity.projections import TERNARY, Projection, projections
 from edgerun.sparsity.threshold import Threshold
+from edgerun.sparsity.traffic import weight_bytes_skipped, weight_time_saved
 
 if TYPE_CHECKING:
     from edgerun.model import Model

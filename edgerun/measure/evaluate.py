@@ -28,9 +28,9 @@ import numpy.typing as npt
 
 from edgerun.attention.state import Attended, RunCount
 from edgerun.errors import EdgerunError, OptionError
-from edgerun.measure.profile import weight_bytes_skipped
 from edgerun.progress import Progress, silent
 from edgerun.sparsity.spec import NONE
+from edgerun.sparsity.traffic import weight_bytes_skipped
 
 if TYPE_CHECKING:
     from edgerun.model import Model

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.package import triples
-from edgerun.sparsity.projections import TERNARY
-from edgerun_kernels.record import GROUP, PAGE, ROWS, SUPER_GROUPS, Field, Op
+from edgerun.sparsity.traffic import ATTENTION, COLUMNS, cache_bytes, projection_of, weights_read
+from edgerun_kernels.record import Field, Op
 
 if TYPE_CHECKING:
     from edgerun.model import Model
-    from edgerun.program.tape import Tape
     from edgerun.session import Session
     from edgerun.sparsity.policy import Policy
 
-_Q4, _Q8, _Q6K = 4 * 64 + 2 * ROWS, 8 * 64 + 2 * ROWS, 6 * 64 + 2 * ROWS // SUPER_GROUPS
-_GROUP_BYTES = {
-    Op.LINEAR_Q4: _Q4,
-    Op.LINEAR_Q4_FLOAT: _Q4,
-    Op.LINEAR_Q8: _Q8,
-    Op.LINEAR_Q8_FLOAT: _Q8,
-    Op.LINEAR_Q6K: _Q6K,
-    Op.LINEAR_Q6K_FLOAT: _Q6K,
-    Op.LINEAR_TERNARY: 2 * 64,
-    Op.LINEAR_TERNARY_COLUMNS: 2 * 64,
-}
-"""Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
-_COLUMNS = {
-    "q4": (4 * 64, 2 * ROWS),
-    "q4m": (4 * 64, 4 * ROWS),
-    "q8": (8 * 64, 2 * ROWS),
-    "ternary": (2 * 64, 0),
-    "ternary_triples": (2 * 64, 0),
-}
-"""The same of projections that lie column by column beside the package: of the columns, and of scales and minima."""
-_HAVE_PROJECTION = (
-    Op.SKIP_COLUMNS,
-    Op.LINEAR_Q4,
-    Op.LINEAR_Q8,
-    Op.LINEAR_TERNARY,
-    Op.LINEAR_TERNARY_TRIPLES,
-    Op.LINEAR_TERNARY_COLUMNS,
-    Op.GATHER_COLUMNS,
-)
-_ATTENTION = (Op.ATTENTION_F16, Op.ATTENTION_F32, Op.ATTENTION_Q8)
 _KINDS = {
     Op.RMS_NORM: "norms",
     Op.QUANTIZE: "quantisation of activations",
@@ -67,7 +34,7 @@ _KINDS = {
     Op.EMBED_Q8: "embedding",
     Op.EMBED_Q6K: "embedding",
     Op.EMBED_F32: "embedding",
-    **dict.fromkeys(_ATTENTION, "attention"),
+    **dict.fromkeys(ATTENTION, "attention"),
 }
 
 
@@ -120,13 +87,13 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
     for name, op, (spent, columns) in zip(model.tape.names, model.tape.ops, measured.T.tolist(), strict=True):
         kind = _kind(name, op, session.policy)
         times[kind] = times.get(kind, 0.0) + spent * us / whole
-        weights = _weights(op, session.policy)
+        weights = weights_read(op, session.policy)
         unread = 0
         if weights.by_column:
             left_out = max(0.0, 1 - columns / len(tokens) / int(op[Field.K]))
             skipped.setdefault(kind, []).append(left_out)
             unread = int(left_out * weights.by_column)
-        read[kind] = read.get(kind, 0) + weights.bytes + _cache_bytes(op, positions) - unread
+        read[kind] = read.get(kind, 0) + weights.bytes + cache_bytes(op, positions) - unread
     kinds = sorted(times, key=lambda kind: -times[kind])
     shares = {kind: sum(parts) / len(parts) for kind, parts in skipped.items()}
     return [
@@ -140,104 +107,14 @@ def _line(kind: str, us: float, whole: float, read: int, bandwidth: float, skipp
     return KindTime(kind, us, us / whole, read, speed, speed / bandwidth, skipped)
 
 
-def weight_bytes_skipped(tape: Tape, policy: Policy | None, columns: NDArray[np.int64], n_tokens: int) -> float:
-    """The share of the weights' bytes (the output head's too) that n_tokens decoded tokens did not read, 0 to 1.
-
-    policy: what the tape ran with. columns: int64 [ops], what they read together, as ``Model.profile`` collects it.
-    """
-    whole = unread = 0.0
-    for op, read in zip(tape.ops, columns.tolist(), strict=True):
-        weights = _weights(op, policy)
-        whole += weights.bytes
-        if weights.by_column:
-            unread += max(0.0, 1 - read / max(n_tokens, 1) / int(op[Field.K])) * weights.by_column
-    return unread / whole
-
-
-def weight_time_saved(tape: Tape, policy: Policy, columns: NDArray[np.int64]) -> float:
-    """Of the time in which all weights are read, the share that tokens did not need, 0 to 1: a projection of which as
-    many columns are read as pay at most takes as long as one of which all are.
-
-    policy: what the tape ran with. columns: int64 [tokens, ops], what each token read.
-    """
-    whole = saved = 0.0
-    for op, read in zip(tape.ops, columns.T, strict=True):
-        weights = _weights(op, policy)
-        whole += weights.bytes
-        index = _projection(op)
-        if weights.by_column and index in policy.chosen:
-            saved += float(np.maximum(0, 1 - read / policy.most(index)).mean()) * weights.by_column
-    return saved / whole
-
-
-def bytes_a_token(tape: Tape, positions: int) -> tuple[int, int]:
-    """What a tape without policies reads for a token with ``positions`` in the cache: weights, keys and values."""
-    return sum(_weight_bytes(op) for op in tape.ops), sum(_cache_bytes(op, positions) for op in tape.ops)
-
-
-class _Weights(NamedTuple):
-    """What an op reads of weights at most; and of that, what is in columns that it may leave unread, without scales and
-    minima."""
-
-    bytes: int
-    by_column: int = 0
-
-
-def _weights(op: NDArray[np.int64], policy: Policy | None) -> _Weights:
-    """Of layers whose columns a policy may leave unread, the op that chooses them reads all: where it chooses none, the
-    layers read as many."""
-    code, index = Op(op[Field.CODE]), _projection(op)
-    one = None if policy is None else policy.chosen.get(index)
-    if code == Op.LINEAR_TERNARY_COLUMNS:
-        return _Weights(_weight_bytes(op), _blocks(int(op[Field.N]), int(op[Field.K])) * 2 * 64)
-    if one is not None and one.projection.fmt in _COLUMNS:
-        if code != Op.SKIP_COLUMNS:
-            return _Weights(0)
-        projection, (codes, scales) = one.projection, _COLUMNS[one.projection.fmt]
-        blocks = _blocks(projection.stack if projection.fmt in TERNARY else sum(projection.rows), projection.k)
-        return _Weights(blocks * (codes + scales), blocks * codes)
-    return _Weights(_weight_bytes(op))
-
-
 def _kind(name: str, op: NDArray[np.int64], policy: Policy | None) -> str:
     """What the time of an op counts as."""
-    code, index = Op(op[Field.CODE]), _projection(op)
+    code, index = Op(op[Field.CODE]), projection_of(op)
     one = None if policy is None else policy.chosen.get(index)
     if code == Op.SKIP_COLUMNS:
         if one is None:
             return _KINDS[Op.QUANTIZE]  # it looks for a policy, and returns
         name = one.projection.name
-    elif one is not None and one.projection.fmt in _COLUMNS:
+    elif one is not None and one.projection.fmt in COLUMNS:
         return "joining columns, or all of them"
     return _KINDS.get(code) or re.sub(r"^layers\.\d+\.|\.gather$", "", name)
-
-
-def _projection(op: NDArray[np.int64]) -> int:
-    """Which record of a policy's table is of an op's projection; 0: none."""
-    return int(op[Field.PROJECTION]) if op[Field.CODE] in _HAVE_PROJECTION else 0
-
-
-def _blocks(rows: int, k: int) -> int:
-    """Of 16 rows by 32 columns."""
-    return -(-rows // ROWS) * -(-k // GROUP)
-
-
-def _weight_bytes(op: NDArray[np.int64]) -> int:
-    """What an op reads of weights for one token, if it reads all."""
-    code = Op(op[Field.CODE])
-    if code in _GROUP_BYTES:
-        n_bytes = _GROUP_BYTES[code] + (2 * ROWS if op[Field.M] else 0)
-        return _blocks(int(op[Field.N]), int(op[Field.K])) * n_bytes
-    blocks = -(-int(op[Field.N]) // ROWS)
-    if code == Op.LINEAR_TERNARY_TRIPLES:
-        return math.prod(triples.shape(int(op[Field.N]), int(op[Field.K])))
-    if code == Op.LINEAR_F32:
-        return blocks * ROWS * 4 * int(op[Field.K])
-    return 0
-
-
-def _cache_bytes(op: NDArray[np.int64], positions: float) -> int:
-    """What it reads of the cache for one token with ``positions`` there."""
-    if op[Field.CODE] not in _ATTENTION:
-        return 0
-    return int(int(op[Field.N_KV_HEADS]) * int(op[Field.KV_HEAD_BYTES]) * positions / PAGE)
