@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgerun.attention.settings import read_settings
 from edgerun.attention.spec import CALIBRATED, FULL, TYPICAL
-from edgerun.package.calibration import read_settings
+from edgerun.package.reader import CONFIG
 from edgerun.sparsity.calibrated import NAME, read_points
 from edgerun.sparsity.projections import projections
 from edgerun.sparsity.spec import NONE
@@ -30,7 +31,7 @@ def split(kl: float, package: Package, tape: Tape) -> tuple[str, str]:
     config = package.config
     weights, cache = bytes_a_token(tape, depth := min(TYPICAL, config.context_length))
     attention = [(0.0, float(cache), FULL)]
-    for setting in read_settings(config):
+    for setting in read_settings(config, package.folder / CONFIG):
         if setting.policy in CALIBRATED:
             read = cache * setting.bytes_share(depth, config.n_layers)
             attention.append((setting.kl, read, f"{setting.policy}:kl={setting.kl}"))

@@ -10,10 +10,10 @@ import pytest
 
 import edgerun
 from edgerun.attention.deltallm import DeltaLLM
+from edgerun.attention.settings import Setting
 from edgerun.attention.spec import budget, quality
 from edgerun.calibration.store import write_activations, write_settings
 from edgerun.errors import OptionError, PackageError
-from edgerun.package.calibration import Setting
 from edgerun.package.config import read_config
 from edgerun.quality import split
 from edgerun.sparsity.projections import projections

@@ -17,8 +17,8 @@ import numpy as np
 
 from edgerun.attention.delta import SPAN, Delta
 from edgerun.attention.deltallm import DeltaLLM
+from edgerun.attention.settings import read_settings
 from edgerun.errors import OptionError
-from edgerun.package.calibration import read_settings
 from edgerun.package.config import Config
 
 FULL = "full"

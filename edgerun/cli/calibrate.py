@@ -15,7 +15,7 @@ from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.text_input import read_text
 
 if TYPE_CHECKING:
-    from edgerun.package.calibration import Setting
+    from edgerun.attention.settings import Setting
 
 ACTIVATIONS = "activations"
 

@@ -12,10 +12,10 @@ import pytest
 import edgerun.sparsity.policy as sparse_policy
 from edgerun import Model, OptionError, PackageError
 from edgerun.attention.deltallm import DeltaLLM
+from edgerun.attention.settings import Setting, read_settings
 from edgerun.calibration import activations as calibration
 from edgerun.calibration.inputs import capture, values
 from edgerun.calibration.store import write_activations, write_settings
-from edgerun.package.calibration import Setting, read_settings
 from edgerun.package.config import read_config
 from edgerun.package.reader import CONFIG
 from edgerun.sparsity.projections import projections

@@ -1,8 +1,7 @@
-"""The field ``calibration`` of edgerun.json: attention settings with their measured cost, checked before they are used.
+"""``calibration.settings`` of edgerun.json: attention settings with their measured cost, checked before they are used.
 
-``{"weights": fingerprint, "settings": [{"policy", "parameters", "context", "kl", "perplexity", "exact_perplexity",
-"sparsity", "read_share"}]}``; ``parameters`` has an object for each policy, with the fields of ``DeltaLLM`` and
-``Delta``.
+``[{"policy", "parameters", "context", "kl", "perplexity", "exact_perplexity", "sparsity", "read_share"}]``;
+``parameters`` has an object for each policy, with the fields of ``DeltaLLM`` and ``Delta``.
 """
 
 from __future__ import annotations
@@ -12,20 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.delta import Delta
 from edgerun.attention.deltallm import DeltaLLM
-from edgerun.errors import EdgerunError, PackageError
-from edgerun.package.problem import damaged, shown
+from edgerun.errors import EdgerunError
+from edgerun.package.config import Config, check_calibration, wrong_calibration
+from edgerun.package.problem import shown
 
-if TYPE_CHECKING:
-    from edgerun.package.config import Config
-
-_MOST_SETTINGS = 1000
 _MOST = float(1 << 28)
 
 
@@ -68,23 +64,12 @@ class Setting:
         return self.delta.share_read(n_layers, n_tokens, 1 - saved)
 
 
-def weights(config: Config) -> str:
-    """What says for which weights a calibration was made."""
-    return str(config.source.get("fingerprint", config.source["sha256"]))
-
-
 def read_settings(config: Config, path: Path = Path("edgerun.json")) -> tuple[Setting, ...]:
     """The settings of a package whose edgerun.json is ``path``. Raises PackageError for those that are damaged or were
     made for another model."""
-    found = config.calibration
-    if not found:
-        return ()
-    if found.get("weights") != weights(config):
-        raise _wrong(path, "field calibration was made for another model")
-    settings = found.get("settings")
-    if not isinstance(settings, list) or len(settings) > _MOST_SETTINGS:
-        raise _wrong(path, f"field calibration.settings is {shown(settings)}, expected a list")
-    wrong = partial(_wrong, path)
+    check_calibration(path, config)
+    settings = config.calibration.get("settings", [])
+    wrong = partial(wrong_calibration, path)
     return tuple(_Reader(config, f"calibration.settings.{i}", wrong).setting(entry) for i, entry in enumerate(settings))
 
 
@@ -126,10 +111,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.floating):
         return float(str(value))
     return [_plain(item) for item in value] if isinstance(value, np.ndarray | tuple) else value
-
-
-def _wrong(path: Path, what: str) -> PackageError:
-    return damaged(path, what, "set that field to {} and run `edgerun calibrate`")
 
 
 class _Reader:
