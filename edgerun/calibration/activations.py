@@ -15,15 +15,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.calibration.calibrate import check_budget
 from edgerun.calibration.inputs import capture
 from edgerun.calibration.store import write_activations
 from edgerun.errors import OptionError
 from edgerun.measure.evaluate import kl, log_softmax
+from edgerun.model import Model
 from edgerun.package.layout import dequantise, parts
 from edgerun.progress import Progress, silent
 from edgerun.sparsity.delta_activations import DeltaActivations
@@ -32,9 +34,6 @@ from edgerun.sparsity.policy import Chosen, Policy, make_policy, most_columns
 from edgerun.sparsity.projections import TERNARY, Projection, projections
 from edgerun.sparsity.threshold import Threshold
 from edgerun.sparsity.traffic import weight_bytes_skipped, weight_time_saved
-
-if TYPE_CHECKING:
-    from edgerun.model import Model
 
 Array = NDArray[Any]
 GRID = tuple(float(x) for x in np.geomspace(0.03, 1.2, 16))
@@ -237,9 +236,6 @@ def calibrate_package(
 
     Gives the points, as ``calibrated`` keeps them. Raises OptionError for a text or a budget that makes no sense.
     """
-    from edgerun.calibration.calibrate import check_budget
-    from edgerun.model import Model
-
     check_budget(budget_kl)
     with Model(folder, threads=threads) as model:
         tokens = model.tokenizer.encode(text, parse_special=False)[:TOKENS]
