@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import edgerun
-from edgerun import plots
 from edgerun.attention.spec import FULL
 from edgerun.cli.progress import ProgressBar
-from edgerun.evaluate import ModelScorer, evaluate
+from edgerun.measure import plots
+from edgerun.measure.evaluate import ModelScorer, evaluate
+from edgerun.measure.tasks import choice, needle, qa, samples
+from edgerun.measure.tasks.reader import SessionReader
+from edgerun.measure.tasks.score import scores
 from edgerun.model import Model
 from edgerun.sparsity.spec import NONE
-from edgerun.tasks import choice, needle, qa, samples
-from edgerun.tasks.reader import SessionReader
-from edgerun.tasks.score import scores
 
 HERE = Path(__file__).parent
 SPECS = (

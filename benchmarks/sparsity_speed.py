@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from edgerun import Model
-from edgerun.hub import resolve
 from edgerun.package.layout import GROUP, ROWS, pack, unpack
 from edgerun.program.encode import WHERE_SKIPPED
 from edgerun.program.tape import Tape
+from edgerun.sources.hub import resolve
 from edgerun.sparsity import layout
 from edgerun.sparsity.policy import LINES, most_columns, n_parts
 from edgerun.sparsity.projections import TERNARY, Projection

@@ -260,7 +260,7 @@ def measure(work: Work, threads: int, rounds: int) -> Row:
 
 
 def machine() -> dict[str, Any]:
-    from edgerun.benchmark import memory_read_gb_per_s
+    from edgerun.measure.benchmark import memory_read_gb_per_s
     from edgerun_kernels.load import kernels
 
     info = Path("/proc/cpuinfo")
@@ -304,8 +304,8 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    from edgerun.catalog import CATALOGUE, fetch
-    from edgerun.hub import resolve
+    from edgerun.sources.catalog import CATALOGUE, fetch
+    from edgerun.sources.hub import resolve
 
     args = parse()
     for option, given in (("--llama-cpp", args.llama_cpp), ("--ik-llama-cpp", args.ik_llama_cpp)):

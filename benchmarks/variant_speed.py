@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from edgerun import Model
-from edgerun.hub import resolve
 from edgerun.package.operators import EMBEDS, LINEARS
 from edgerun.program.open import Package, open_package
+from edgerun.sources.hub import resolve
 from edgerun.variants.store import DenseDelta, SparseDelta, write_variant
 
 KINDS = {"DARE p=0.95": (20, True), "DARE p=0.99": (100, True), "any p=0.95": (20, False), "any p=0.99": (100, False)}

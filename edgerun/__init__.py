@@ -22,10 +22,10 @@ from edgerun.errors import (
 )
 
 if TYPE_CHECKING:
-    from edgerun.generate import Generation, Piece, Timings
+    from edgerun.generation.generation import Generation, Piece, Timings
+    from edgerun.generation.options import SamplingOptions
     from edgerun.model import Model, load
     from edgerun.session import Session
-    from edgerun.text.options import SamplingOptions
 
 __version__ = "0.1.0"
 
@@ -49,12 +49,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "Generation": "edgerun.generate",
+    "Generation": "edgerun.generation.generation",
     "Model": "edgerun.model",
-    "Piece": "edgerun.generate",
-    "SamplingOptions": "edgerun.text.options",
+    "Piece": "edgerun.generation.generation",
+    "SamplingOptions": "edgerun.generation.options",
     "Session": "edgerun.session",
-    "Timings": "edgerun.generate",
+    "Timings": "edgerun.generation.generation",
     "load": "edgerun.model",
 }
 

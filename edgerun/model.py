@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from edgerun.attention.runs import Heads
 from edgerun.attention.spec import FULL, Attention, budget, parse
 from edgerun.attention.spec import quality as calibrated
-from edgerun.calibration.budget import split
 from edgerun.engine.engine import Engine
 from edgerun.engine.many import PARALLEL, run_many
 from edgerun.engine.prefixes import shared_length
@@ -25,16 +24,17 @@ from edgerun.engine.runner import Runner
 from edgerun.engine.scoring import Wanted, score_many
 from edgerun.engine.sequence import WORTH_A_COPY, Cache, Sequence
 from edgerun.errors import EdgerunError, OptionError
-from edgerun.generate import Generation
+from edgerun.generation.generation import Generation
+from edgerun.generation.options import MAX_SEED, SamplingOptions
 from edgerun.program.encode import CacheType, Compute, encode
 from edgerun.program.open import open_package
 from edgerun.progress import Progress, silent
+from edgerun.quality import split
 from edgerun.saved import fill, read
 from edgerun.session import Session, check_tokens
 from edgerun.sparsity.calibrated import NAME
 from edgerun.sparsity.resident import Sparsity
 from edgerun.sparsity.spec import NONE
-from edgerun.text.options import MAX_SEED, SamplingOptions
 from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
 from edgerun_kernels.load import KernelError, kernels
@@ -84,7 +84,7 @@ def load(
     them again; default: as much as is needed, and of texts that are only kept an eighth of the machine's memory.
     Raises EdgerunError: HubError, CheckpointError, PackageError, VariantError, OptionError.
     """
-    from edgerun.hub import resolve
+    from edgerun.sources.hub import resolve
 
     if quality is not None:
         if attention is not None:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.attention.settings import parameters, read_parameters
 from edgerun.attention.spec import Attention
 from edgerun.engine.pages import Page, PagePool
 from edgerun.engine.sequence import Sequence
 from edgerun.errors import EdgerunError
-from edgerun.package.calibration import parameters, read_parameters
 from edgerun.package.config import Config
 from edgerun_kernels.record import PAGE
 

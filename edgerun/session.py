@@ -13,11 +13,11 @@ from edgerun.attention.spec import Attention
 from edgerun.attention.state import Attended, AttentionState, RunCount
 from edgerun.engine.sequence import Sequence as EngineSequence
 from edgerun.errors import ContextError, OptionError
-from edgerun.generate import Generation
+from edgerun.generation.generation import Generation
+from edgerun.generation.options import SamplingOptions
 from edgerun.saved import save
 from edgerun.sparsity.policy import Policy
 from edgerun.sparsity.spec import NONE
-from edgerun.text.options import SamplingOptions
 from edgerun_kernels.memory import aligned
 
 if TYPE_CHECKING:

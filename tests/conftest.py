@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.checkpoints_made import safetensors_folder
+from tests.sources.checkpoints_made import safetensors_folder
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The package folder of the default model. Skips without a network, but never in continuous integration."""
     from edgerun.errors import HubError
-    from edgerun.hub import resolve
+    from edgerun.sources.hub import resolve
 
     try:
         return resolve("smollm2")

@@ -11,10 +11,10 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from edgerun.cache import lock
 from edgerun.errors import HubError
 from edgerun.progress import silent
-from edgerun.registry import fetch_wheel, free_bytes
+from edgerun.sources.cache import lock
+from edgerun.sources.registry import fetch_wheel, free_bytes
 from edgerun_kernels.objects import cache_root
 
 

@@ -3,7 +3,7 @@ or both, joined by "+": DELTA choosing pages in its sparse layers, DeltaLLM's ru
 
 Calibrated settings need no parameters: "deltallm:kl=0.01" is the one that reads least and cost at most 0.01 nats a
 token when it was calibrated ("deltallm" alone: at most DEFAULT_KL), and "quality:kl=0.01" the one of any policy; where
-a session says nothing of sparsity, that budget is for both (see ``calibration.budget``).
+a session says nothing of sparsity, that budget is for both (see ``edgerun.quality``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from edgerun.attention.delta import SPAN, Delta
 from edgerun.attention.deltallm import DeltaLLM
+from edgerun.attention.settings import read_settings
 from edgerun.errors import OptionError
-from edgerun.package.calibration import read_settings
 from edgerun.package.config import Config
 
 FULL = "full"

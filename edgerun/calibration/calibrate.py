@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgerun.attention.settings import Setting
 from edgerun.calibration.journal import Journal
 from edgerun.calibration.search import Policy, Search
 from edgerun.calibration.store import write_settings
 from edgerun.errors import OptionError
-from edgerun.evaluate import started, starting_token
+from edgerun.measure.evaluate import started, starting_token
 from edgerun.model import Model
-from edgerun.package.calibration import Setting, weights
-from edgerun.package.config import read_config
+from edgerun.package.config import read_config, weights
 from edgerun.package.reader import CONFIG
 from edgerun.progress import Progress, silent
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.spec import Attention
-from edgerun.evaluate import CHUNK, kl, log_softmax
+from edgerun.measure.evaluate import CHUNK, kl, log_softmax
 from edgerun.session import Session
 
 if TYPE_CHECKING:

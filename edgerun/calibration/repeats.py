@@ -1,8 +1,8 @@
 """A text that ends with passages of its own: what a policy must find again far back.
 
 Mean divergence on ordinary text hardly notices whether single facts can still be found. Plans that cost 0.02 nats a
-token there lost a number that was hidden in the text (``edgerun.tasks.needle``) in 5 of 25 cases; with passages that
-come again they cost 0.3 to 0.4, and those that lost none 0.1 to 0.15.
+token there lost a number that was hidden in the text (``edgerun.measure.tasks.needle``) in 5 of 25 cases; with
+passages that come again they cost 0.3 to 0.4, and those that lost none 0.1 to 0.15.
 """
 
 from __future__ import annotations

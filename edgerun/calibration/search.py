@@ -14,6 +14,7 @@ import numpy as np
 
 from edgerun.attention.delta import Delta
 from edgerun.attention.deltallm import Form
+from edgerun.attention.settings import Setting, parameters
 from edgerun.attention.spec import Attention
 from edgerun.calibration.capture import Capture
 from edgerun.calibration.curves import F64, Layer
@@ -24,7 +25,6 @@ from edgerun.calibration.pages import page_errors
 from edgerun.calibration.plans import RECENT, REFRESHES, budgets, candidates
 from edgerun.calibration.repeats import MOST, MOST_SHARED, repeated
 from edgerun.calibration.thetas import SINKS, WINDOW, Curves, joined, layer_curves
-from edgerun.package.calibration import Setting, parameters
 from edgerun.progress import Progress
 
 if TYPE_CHECKING:

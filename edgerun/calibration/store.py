@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgerun.attention.settings import Setting, as_json, read_settings
 from edgerun.calibration.journal import write_beside
-from edgerun.package.calibration import Setting, as_json, read_settings, weights
-from edgerun.package.config import Config, read_config
+from edgerun.package.config import Config, read_config, weights
 from edgerun.package.reader import CONFIG
 
 

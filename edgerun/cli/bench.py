@@ -25,8 +25,8 @@ from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.terminal import human_bytes
 
 if TYPE_CHECKING:
-    from edgerun.benchmark import Result
-    from edgerun.profile import KindTime
+    from edgerun.measure.benchmark import Result
+    from edgerun.measure.profile import KindTime
 
 
 def _count(name: str, default: int, help: str) -> Callable[[Function], Function]:
@@ -98,10 +98,10 @@ def command(
     sparsity: str | None,
 ) -> None:
     """Measure prefill and decode of MODEL with random tokens, as llama-bench does, and how fast memory can be read."""
-    from edgerun import board
-    from edgerun.benchmark import Plan, benchmark
     from edgerun.cli import bench_report
     from edgerun.errors import OptionError
+    from edgerun.measure import board
+    from edgerun.measure.benchmark import Plan, benchmark
     from edgerun.model import default_threads
     from edgerun.package.config import read_config
 

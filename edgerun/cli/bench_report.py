@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgerun.benchmark import Result
+    from edgerun.measure.benchmark import Result
 
 COLUMNS = (
     "threads",
@@ -33,8 +33,8 @@ def check_writable(path: Path) -> None:
 
 
 def text(title: str, results: list[Result], before: dict[str, str], after: dict[str, str]) -> str:
-    """Markdown. before, after: the machine's state (``edgerun.board.state``)."""
-    from edgerun.board import description
+    """Markdown. before, after: the machine's state (``edgerun.measure.board.state``)."""
+    from edgerun.measure.board import description
     from edgerun_kernels.load import kernels
 
     facts = {**description(), "edgerun": f"{version('edgerun')}, kernels {kernels().isa}"}

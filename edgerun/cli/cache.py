@@ -12,7 +12,7 @@ from edgerun.cli.command import json_option, option
 from edgerun.cli.terminal import human_bytes
 
 if TYPE_CHECKING:
-    from edgerun.cache import CacheEntry
+    from edgerun.sources.cache import CacheEntry
 
 
 @command_("cache", "List or clear the cache.")
@@ -30,7 +30,7 @@ def command(action: str, name: str | None, yes: bool, as_json: bool) -> None:
 
     The cache lies in EDGERUN_CACHE, or in the user's cache folder.
     """
-    from edgerun import cache
+    from edgerun.sources import cache
 
     if action == "list":
         if name is not None:
@@ -61,7 +61,7 @@ def _entry(entry: CacheEntry) -> dict[str, object]:
 
 
 def _print(found: list[CacheEntry]) -> None:
-    from edgerun.cache import cache_root
+    from edgerun.sources.cache import cache_root
 
     rows = [(entry.kind, entry.name, human_bytes(entry.bytes)) for entry in found]
     rows.append(("", str(cache_root()), human_bytes(sum(entry.bytes for entry in found))))

@@ -15,7 +15,7 @@ from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.text_input import read_text
 
 if TYPE_CHECKING:
-    from edgerun.package.calibration import Setting
+    from edgerun.attention.settings import Setting
 
 ACTIVATIONS = "activations"
 
@@ -65,8 +65,8 @@ def command(
     no parameters. Longer texts may cost more: calibrate with the context that you use. An interrupted calibration goes
     on where it was.
     """
+    from edgerun.calibration.activations import calibrate_package
     from edgerun.calibration.calibrate import POLICIES, calibrate
-    from edgerun.sparsity.calibrate import calibrate_package
 
     content = read_text(text)
     folder = resolve(model)

@@ -18,8 +18,8 @@ from edgerun.cli.text_input import checked, decoded
 from edgerun.errors import EdgerunError
 
 if TYPE_CHECKING:
+    from edgerun.generation.options import SamplingOptions
     from edgerun.model import Model
-    from edgerun.text.options import SamplingOptions
 
 DEFAULT_MODEL = "smollm2"
 
@@ -67,8 +67,8 @@ def _answer_lines(chat: Chat) -> None:
 
 
 def _talk(chat: Chat, model: Model) -> None:
-    from edgerun.cache import cache_root
     from edgerun.cli.chat_editor import Editor
+    from edgerun.sources.cache import cache_root
 
     editor = Editor(cache_root() / "chat_history", (name for name, entry in COMMANDS.items() if entry.help))
     threads = "1 thread" if model.threads == 1 else f"{model.threads} threads"

@@ -13,7 +13,7 @@ from edgerun.errors import EdgerunError
 from edgerun.variants.library import listed
 
 if TYPE_CHECKING:
-    from edgerun.generate import Timings
+    from edgerun.generation.generation import Timings
     from edgerun.session import Session
 
 

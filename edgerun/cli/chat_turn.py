@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgerun.cli.conversation import Conversation
 
 if TYPE_CHECKING:
-    from edgerun.generate import Generation
+    from edgerun.generation.generation import Generation
     from edgerun.session import Session
 
 

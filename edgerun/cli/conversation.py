@@ -10,7 +10,7 @@ from typing import Any
 
 from edgerun.cli.text_input import read_text
 from edgerun.errors import EdgerunError
-from edgerun.text.options import SamplingOptions
+from edgerun.generation.options import SamplingOptions
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")

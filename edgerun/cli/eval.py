@@ -153,8 +153,8 @@ def command(
             or as BoolQ and WinoGrande are published
     qa      {"passage": "…", "question": "…", "answers": ["…", …]}, or as SQuAD is on the Hub
     """
-    from edgerun import plots
     from edgerun.cli import eval_task, eval_text
+    from edgerun.measure import plots
 
     for name, places in BELONGS.items():
         given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT

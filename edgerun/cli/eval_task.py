@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgerun import plots
 from edgerun.attention.spec import FULL
 from edgerun.cli.eval_against import described, reference
 from edgerun.cli.options import RuntimeOptions
 from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.text_input import read_text
 from edgerun.errors import OptionError
+from edgerun.measure import plots
 from edgerun.progress import Progress
 from edgerun.sparsity.spec import NONE
 
 if TYPE_CHECKING:
+    from edgerun.measure.tasks.needle import Cell
+    from edgerun.measure.tasks.reader import Reader
+    from edgerun.measure.tasks.score import Metrics, Score
     from edgerun.model import Model
-    from edgerun.tasks.needle import Cell
-    from edgerun.tasks.reader import Reader
-    from edgerun.tasks.score import Metrics, Score
 
 GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 """Haystack of passkey retrieval (Mohtashami and Jaggi, arXiv 2305.16300)."""
@@ -45,7 +45,7 @@ def needle(
     as_json: bool,
 ) -> None:
     """Measures and prints; the options are those of the command."""
-    from edgerun.tasks import needle as task
+    from edgerun.measure.tasks import needle as task
 
     hay = GRASS if text is None else read_text(text)
     folder = resolve(model)
@@ -88,7 +88,7 @@ def questions(
     as_json: bool,
 ) -> None:
     """Measures and prints; the options are those of the command."""
-    from edgerun.tasks import choice, qa
+    from edgerun.measure.tasks import choice, qa
 
     name = data or DEFAULTS[task]
     path = _file(task, name)
@@ -113,7 +113,7 @@ def questions(
 
 
 def _file(task: str, name: str) -> Path:
-    from edgerun.tasks.samples import SAMPLES, fetch
+    from edgerun.measure.tasks.samples import SAMPLES, fetch
 
     if name in SAMPLES:
         if SAMPLES[name].task != task:
@@ -131,7 +131,7 @@ def _measured(
     measure: Measure, folder: Path, model: Model, runtime: RuntimeOptions, against: str | None
 ) -> tuple[Metrics, Metrics | None, float]:
     """What the model gives, what the reference gives, and the model's sparsity."""
-    from edgerun.tasks.reader import SessionReader
+    from edgerun.measure.tasks.reader import SessionReader
 
     if against == "onnxruntime":
         raise OptionError("tasks cannot be run in onnxruntime; compare with full, exact or another model")
@@ -147,7 +147,7 @@ def _measured(
 
 
 def _scores(ours: Metrics, theirs: Metrics | None) -> dict[str, Score]:
-    from edgerun.tasks.score import scores
+    from edgerun.measure.tasks.score import scores
 
     return scores(ours, theirs)
 

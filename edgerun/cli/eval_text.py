@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgerun import plots
 from edgerun.attention.spec import FULL
 from edgerun.cli.eval_against import described, reference
 from edgerun.cli.options import RuntimeOptions
 from edgerun.cli.progress import ProgressBar, resolve
 from edgerun.cli.text_input import read_text
 from edgerun.errors import EdgerunError
+from edgerun.measure import plots
 from edgerun.sparsity.spec import NONE
 
 if TYPE_CHECKING:
-    from edgerun.evaluate import Evaluation, Scorer
+    from edgerun.measure.evaluate import Evaluation, Scorer
     from edgerun.model import Model
 
 
@@ -36,7 +36,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Measures and prints; the options are those of the command."""
-    from edgerun.evaluate import ModelScorer, evaluate
+    from edgerun.measure.evaluate import ModelScorer, evaluate
 
     content = read_text(text).removesuffix("\n")  # as llama-perplexity reads a file
     folder = resolve(model)
@@ -79,12 +79,12 @@ def run(
 def _scorer(
     against: str | None, folder: Path, model: Model, runtime: RuntimeOptions, stepwise: bool
 ) -> Iterator[Scorer | None]:
-    from edgerun.evaluate import ModelScorer
+    from edgerun.measure.evaluate import ModelScorer
 
     if against is None:
         yield None
     elif against == "onnxruntime":
-        from edgerun.oracle import OnnxruntimeScorer
+        from edgerun.measure.oracle import OnnxruntimeScorer
 
         yield OnnxruntimeScorer(folder, model.tokenizer, threads=model.threads)
     else:

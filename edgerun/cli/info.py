@@ -116,7 +116,8 @@ def _kinds(found: list[Weight]) -> list[dict[str, Any]]:
 
 
 def _print(package: Package, found: list[Weight], tensors: bool) -> None:
-    from edgerun.package.calibration import read_settings
+    from edgerun.attention.settings import read_settings
+    from edgerun.package.reader import CONFIG
 
     config = package.config
     source = dict(config.source)
@@ -138,7 +139,7 @@ def _print(package: Package, found: list[Weight], tensors: bool) -> None:
         click.echo(f"{label:<11} {text}")
     for note in config.quantisation.get("notes", []):
         click.echo(f"{'note':<11} {note}")
-    for setting in read_settings(config):
+    for setting in read_settings(config, package.folder / CONFIG):
         cost = f"{setting.context} tokens, mean KL {setting.kl:.5f}, {setting.read_share:.1%} of the keys read"
         click.echo(f"{'calibrated':<11} {setting.policy}: {cost}")
     click.echo()

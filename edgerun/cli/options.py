@@ -11,7 +11,7 @@ import click
 
 from edgerun.cli.command import Function, option
 from edgerun.errors import OptionError
-from edgerun.text.options import SamplingOptions
+from edgerun.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
     from edgerun.model import Model

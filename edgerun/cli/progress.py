@@ -80,8 +80,8 @@ def _plain(what: str) -> str:
 
 
 def resolve(model: str) -> Path:
-    """`edgerun.hub.resolve` under a progress bar."""
-    from edgerun import hub
+    """`edgerun.sources.hub.resolve` under a progress bar."""
+    from edgerun.sources import hub
 
     with ProgressBar() as progress:
         return hub.resolve(model, progress=progress)

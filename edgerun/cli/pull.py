@@ -22,7 +22,7 @@ def command(model: str, quant: str, as_json: bool) -> None:
 
     A repository of the Hugging Face Hub is brought to its newest revision.
     """
-    from edgerun import hub
+    from edgerun.sources import hub
 
     with ProgressBar() as progress:
         folder = hub.pull(model, quant=quant, progress=progress)

@@ -17,9 +17,9 @@ from edgerun.cli.terminal import write_answer
 from edgerun.cli.text_input import checked, read_stdin
 
 if TYPE_CHECKING:
-    from edgerun.generate import Generation, Piece
+    from edgerun.generation.generation import Generation, Piece
+    from edgerun.generation.options import SamplingOptions
     from edgerun.model import Model
-    from edgerun.text.options import SamplingOptions
 
 
 @command_("run", "Answer one prompt.")

@@ -49,7 +49,7 @@ class Part(NamedTuple):
 
 
 class Request(Protocol):
-    """What the engine needs of a request; see ``edgerun.generate.Generation``.
+    """What the engine needs of a request; see ``edgerun.generation.generation.Generation``.
 
     sequence: what it runs on. wanted: the tokens to run next: the rest of the prompt, or the last one chosen; empty
     once it has ended. decoding: whether its prompt has been read. waiting: whether what it has made has all been taken.

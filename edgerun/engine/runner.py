@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.engine.batch import Rows, RunRecord
+from edgerun.engine.rotary import RotaryTable
 from edgerun.errors import EdgerunError
 from edgerun.program.tape import Tape
-from edgerun.rope import RotaryTable
 from edgerun.sparsity.policy import Policy
 from edgerun_kernels.load import Kernels
 from edgerun_kernels.memory import aligned

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.attention.runs import Heads
+from edgerun.attention.settings import parameters
 from edgerun.attention.spec import Attention
 from edgerun.attention.state import AttentionState
 from edgerun.engine.batch import Rows
 from edgerun.engine.pages import Page, PagePool
 from edgerun.engine.prefixes import Prefixes, shared_length
 from edgerun.errors import CacheFullError, EdgerunError
-from edgerun.package.calibration import parameters
 from edgerun.sparsity.policy import Policy
 from edgerun.variants.table import VariantTable
 from edgerun_kernels.memory import aligned

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgerun.errors import PackageError
-from edgerun.package.calibration import read_settings
 from edgerun.package.problem import damaged, shown
 
 FORMAT_VERSION = 1
@@ -26,6 +25,7 @@ _LIMITS = {
     "vocab_size": 1 << 24,
     "context_length": 1 << 28,
 }
+_MOST_SETTINGS = 1000
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,33 @@ def _check_values(path: Path, config: Config) -> None:
     notes = config.quantisation.get("notes")
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise damaged(path, "field quantisation.notes is no list of texts")
-    read_settings(config, path)
+    check_calibration(path, config)
+
+
+def weights(config: Config) -> str:
+    """What says for which weights a calibration was made."""
+    return str(config.source.get("fingerprint", config.source["sha256"]))
+
+
+def check_calibration(path: Path, config: Config) -> None:
+    """Raises PackageError for a calibration of other weights, or one whose settings are no list.
+
+    ``{"weights": fingerprint, "settings": [...], "activations": {...}}``; what the settings say is read where it is
+    used: see ``edgerun.attention.settings`` and ``edgerun.sparsity.calibrated``.
+    """
+    found = config.calibration
+    if not found:
+        return
+    if found.get("weights") != weights(config):
+        raise wrong_calibration(path, "field calibration was made for another model")
+    settings = found.get("settings")
+    if not isinstance(settings, list) or len(settings) > _MOST_SETTINGS:
+        raise wrong_calibration(path, f"field calibration.settings is {shown(settings)}, expected a list")
+
+
+def wrong_calibration(path: Path, what: str) -> PackageError:
+    """The error for a calibration that cannot be used."""
+    return damaged(path, what, "set that field to {} and run `edgerun calibrate`")
 
 
 def _finite(value: float) -> bool:

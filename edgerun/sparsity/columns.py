@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun import cache
 from edgerun.package import layout
 from edgerun.package.layout import GROUP, dequantise, unpack
 from edgerun.package.tensors import map_file
 from edgerun.program.tape import Tape
+from edgerun.sources import cache
 from edgerun.sparsity.layout import pack, parts
 from edgerun.sparsity.projections import Projection
 

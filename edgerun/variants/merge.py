@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgerun.errors import OptionError, VariantError
 from edgerun.variants.coding import DenseDelta, SparseDelta
+from edgerun.variants.elements import from_keys, scaled, summed, together
 from edgerun.variants.library import find
 from edgerun.variants.spec import parse
-from edgerun.variants.store import Variant, open_variant
+from edgerun.variants.store import Variant, open_variant, write_variant
+from edgerun.variants.ties import ties
 
 Rule = Callable[[Sequence[SparseDelta], Sequence[float]], SparseDelta]
 """How the sparse deltas of one matrix, and their weights, become one."""
@@ -55,38 +56,6 @@ def task_arithmetic(deltas: Sequence[SparseDelta], weights: Sequence[float]) -> 
     return from_keys(deltas[0].shape, *summed(keys, values))
 
 
-# --- deltas as sorted keys (row * K + column) and values --------------------------------------------------------------
-
-
-def scaled(delta: SparseDelta, weight: float) -> SparseDelta:
-    return replace(delta, values=delta.values * np.float32(weight))
-
-
-def together(
-    deltas: Sequence[SparseDelta],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Keys, number of the delta, and values of all elements, sorted by key."""
-    keys = np.concatenate([delta.rows() * delta.shape[1] + delta.columns for delta in deltas])
-    owner = np.repeat(np.arange(len(deltas)), [len(delta.values) for delta in deltas])
-    values = np.concatenate([delta.values for delta in deltas])
-    order = np.argsort(keys, kind="stable")
-    return keys[order], owner[order], values[order]
-
-
-def summed(keys: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Each key once, with the sum of its values."""
-    first = np.flatnonzero(np.diff(keys, prepend=-1))
-    if not len(first):
-        return keys, values
-    return keys[first], np.add.reduceat(values.astype(np.float64), first).astype(np.float32)
-
-
-def from_keys(shape: tuple[int, int], keys: NDArray[np.int64], values: NDArray[np.float32]) -> SparseDelta:
-    rows, columns = np.divmod(keys, shape[1])
-    counts = np.bincount(rows, minlength=shape[0]).astype(np.int32)
-    return SparseDelta(shape, counts, columns.astype(np.int32), values)
-
-
 def describe(found: Sequence[tuple[Variant, float]], **more: object) -> dict[str, object]:
     """What a merged variant's file says of its parts."""
     parts = [
@@ -98,8 +67,6 @@ def describe(found: Sequence[tuple[Variant, float]], **more: object) -> dict[str
 
 def rules() -> dict[str, Rule]:
     """By the names that users know."""
-    from edgerun.variants.ties import ties
-
     return {"task-arithmetic": task_arithmetic, "ties": ties}
 
 
@@ -107,10 +74,6 @@ def write_merged(
     spec: str, out: str | os.PathLike[str], *, method: str = "task-arithmetic", bits: int = 8, **parameters: object
 ) -> None:
     """Writes the merged variant as a variant file. method: one of ``rules``. Raises VariantError, OptionError."""
-    from functools import partial
-
-    from edgerun.variants.store import write_variant
-
     if method not in rules():
         raise OptionError(f"merge method is {method!r}; it must be one of {', '.join(rules())}")
     found = terms(spec)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgerun.variants.coding import SparseDelta
-from edgerun.variants.merge import from_keys, scaled, summed, together
+from edgerun.variants.elements import from_keys, scaled, summed, together
 
 
 def ties(deltas: Sequence[SparseDelta], weights: Sequence[float], k: float = 100.0) -> SparseDelta:

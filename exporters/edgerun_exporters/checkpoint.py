@@ -151,28 +151,3 @@ def digest(state: hashlib._Hash, file: int) -> hashlib._Hash:
     while got := os.readv(file, [buffer]):
         state.update(memoryview(buffer)[:got])
     return state
-
-
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a GGUF file, a .safetensors file or a Hugging Face folder. CheckpointError if it is none of them."""
-    place = Path(path)
-    if place.is_dir():
-        from .readers.safetensors import SafetensorsCheckpoint
-
-        return SafetensorsCheckpoint(place)
-    if not place.exists():
-        raise CheckpointError(f"{place}: no such file or folder; give a GGUF file or a Hugging Face folder")
-    try:
-        with place.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise CheckpointError(f"{place}: cannot be read ({error.strerror}); check its permissions") from None
-    if magic == b"GGUF":
-        from .readers.gguf import GgufCheckpoint
-
-        return GgufCheckpoint(place)
-    if place.suffix == ".safetensors":
-        from .readers.safetensors import SafetensorsCheckpoint
-
-        return SafetensorsCheckpoint(place)
-    raise CheckpointError(f"{place}: not a checkpoint: neither a GGUF file nor safetensors; check the path")

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from edgerun.errors import OptionError
 from edgerun.package.layout import public_name
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint
 from .families import Description, describe
 from .fingerprint import fingerprint
 from .graph import build
 from .merged import add_deltas
 from .quantize import QUANTS, choose_format
+from .readers.open import open_checkpoint
 from .staging import staged_folder
 from .tokenizer import write_tokenizer
 from .weights import DATA_FILE

@@ -7,8 +7,9 @@ import os
 
 import numpy as np
 
-from .checkpoint import Checkpoint, QuantisedBlocks, open_checkpoint
+from .checkpoint import Checkpoint, QuantisedBlocks
 from .families import Description, describe
+from .readers.open import open_checkpoint
 
 _CHUNK = 1 << 20
 

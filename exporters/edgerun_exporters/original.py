@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from edgerun import hub
-from edgerun.cache import is_package
 from edgerun.progress import Progress
+from edgerun.sources import hub
+from edgerun.sources.cache import is_package
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint
 from .families import Description, describe
+from .readers.open import open_checkpoint
 from .readers.package import PackageCheckpoint
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgerun.attention.delta import Delta
 from edgerun.attention.deltallm import DeltaLLM
-from edgerun.package.calibration import Setting, as_json
+from edgerun.attention.settings import Setting, as_json
 from tests.package import tiny
 
 SHAPE = tiny.Shape(n_layers=4, head_dim=2)

@@ -14,13 +14,13 @@ import edgerun
 from edgerun import Model, OptionError
 from edgerun.attention.delta import Delta
 from edgerun.attention.deltallm import DeltaLLM
+from edgerun.attention.settings import as_json, read_settings
 from edgerun.attention.spec import Attention
 from edgerun.calibration import calibrate as module
 from edgerun.calibration.calibrate import JOURNAL, calibrate
 from edgerun.calibration.measure import Reference
 from edgerun.calibration.search import Search, _around
-from edgerun.evaluate import kl, log_softmax
-from edgerun.package.calibration import as_json, read_settings
+from edgerun.measure.evaluate import kl, log_softmax
 from edgerun.package.config import read_config
 
 CONTEXT = 384

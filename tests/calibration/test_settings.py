@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edgerun import EdgerunError, OptionError, PackageError
+from edgerun.attention.settings import as_json, read_settings
 from edgerun.attention.spec import parse, quality
 from edgerun.calibration.store import write_settings
-from edgerun.package.calibration import as_json, read_settings
 from edgerun.package.config import Config, read_config
 from tests.calibration.made import SETTINGS, SHAPE, calibration, elements, keys, pages, setting
 from tests.package import tiny
@@ -115,6 +115,19 @@ def test_a_package_with_a_foreign_calibration_does_not_open(folder: Path) -> Non
     with pytest.raises(PackageError, match="made for another model"):
         read_config(path)
     path.write_bytes(before)
+
+
+def test_a_damaged_setting_is_refused_where_it_is_asked_for(folder: Path) -> None:
+    path = folder / "edgerun.json"
+    before = path.read_bytes()
+    damaged = calibration(*SETTINGS)
+    damaged["settings"][0]["kl"] = -1
+    path.write_text(json.dumps(json.loads(before) | {"calibration": damaged}))
+    found = read_config(path)
+    path.write_bytes(before)
+    assert parse("full", found).deltallm is None
+    with pytest.raises(PackageError, match=r"settings\.0\.kl is -1"):
+        parse(quality(0.1), found)
 
 
 CHOICES = [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edgerun.cache import cache_root
+from edgerun.sources.cache import cache_root
 
 from .conftest import Run, environment
 

@@ -10,7 +10,7 @@ import pytest
 from edgerun.cli.chat_commands import COMMANDS, Chat, Leave, find, perform
 from edgerun.cli.conversation import Conversation
 from edgerun.errors import EdgerunError
-from edgerun.text.options import SamplingOptions
+from edgerun.generation.options import SamplingOptions
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgerun.cli.main import main
-from tests.tasks.made import lines
+from tests.measure.tasks.made import lines
 
 from .test_packages import PROSE, report
 

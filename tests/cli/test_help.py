@@ -12,9 +12,9 @@ import pytest
 import edgerun
 from edgerun.cli.commands import NAMES, commands
 from edgerun.cli.main import main
+from edgerun.generation.options import SamplingOptions
 from edgerun.model import load
 from edgerun.program.encode import CacheType, Compute
-from edgerun.text.options import SamplingOptions
 
 from .conftest import Run
 

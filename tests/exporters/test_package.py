@@ -150,8 +150,8 @@ def test_replaces_only_packages(gguf_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["q8", "q4m", "f32"])
 def test_memory_stays_small(kind: str, tmp_path: Path) -> None:
     """A matrix of 64 MB passes through in less than half its size."""
-    from edgerun_exporters.checkpoint import open_checkpoint
     from edgerun_exporters.families import Matrix
+    from edgerun_exporters.readers.open import open_checkpoint
 
     rows, columns = 16384, 1024
     head = json.dumps({"w": {"dtype": "F32", "shape": [rows, columns], "data_offsets": [0, rows * columns * 4]}})

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edgerun_exporters import export, fingerprint
-from edgerun_exporters.checkpoint import open_checkpoint
 from edgerun_exporters.families import describe
 from edgerun_exporters.original import describe_original, open_original
+from edgerun_exporters.readers.open import open_checkpoint
 
 from .made import Package, load_dequantised, logits_of, random_model, relative_error, save, write_gguf
 from .test_bad_input import edit, message, rewrite

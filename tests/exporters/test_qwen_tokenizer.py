@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgerun.text.tokenizer import Tokenizer
-from edgerun_exporters.checkpoint import open_checkpoint
+from edgerun_exporters.readers.open import open_checkpoint
 from edgerun_exporters.tokenizer import write_tokenizer
 
 from .made import random_model, save

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edgerun.errors import CheckpointError
-from edgerun_exporters.checkpoint import open_checkpoint
 from edgerun_exporters.pretokenizers import PRE_TOKENIZERS
+from edgerun_exporters.readers.open import open_checkpoint
 from edgerun_exporters.tokenizer import write_tokenizer
 from edgerun_exporters.vocabulary import Vocabulary, byte_level_tokenizer, sentencepiece_tokenizer
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from edgerun_exporters import export
-from edgerun_exporters.checkpoint import open_checkpoint
 from edgerun_exporters.families import describe
+from edgerun_exporters.readers.open import open_checkpoint
 
 from .made import Package, load_dequantised, logits_of, random_model, relative_error, save, write_gguf
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 import edgerun
-from edgerun.hub import resolve
+from edgerun.sources.hub import resolve
 from tests.exporters.made import load_dequantised, logits_of
 
 from .oracles import log_softmax, transformers_from_gguf

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 import edgerun
-from edgerun.catalog import CATALOGUE, fetch
+from edgerun.sources.catalog import CATALOGUE, fetch
 from tests.exporters.made import Package, logits_of
 
 from .oracles import log_softmax, transformers_from_gguf
@@ -70,7 +70,7 @@ def test_float32_compute_equals_onnxruntime(smollm2: Path, ids: list[int]) -> No
 
 
 def test_perplexity_is_that_of_llama_cpp(smollm2: Path, prose: str) -> None:
-    from edgerun.evaluate import ModelScorer, evaluate
+    from edgerun.measure.evaluate import ModelScorer, evaluate
 
     with ModelScorer(edgerun.load(smollm2)) as scorer:
         result = evaluate(scorer, scorer.encode(prose), window=512)

@@ -12,9 +12,6 @@ import edgerun
 ROOT = Path(edgerun.__file__).parent
 BELOW = {"package": {"errors", "package"}, "program": {"errors", "package", "program"}}
 
-KNOWN = {"calibration.py": {"attention"}}
-"""What is still the other way round: the settings in edgerun.json are read as the policies that they set."""
-
 
 @pytest.mark.parametrize("room", BELOW)
 def test_imports_run_downwards(room: str) -> None:
@@ -23,4 +20,4 @@ def test_imports_run_downwards(room: str) -> None:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             rooms = {name.split(".")[1] for name in names if name.startswith("edgerun.")}
-            assert rooms <= BELOW[room] | KNOWN.get(path.name, set()), f"{path.name} imports {rooms}"
+            assert rooms <= BELOW[room], f"{path.name} imports {rooms}"

@@ -149,7 +149,7 @@ def test_all_sessions_run_one_tape(package: Path) -> None:
 
 def test_the_columns_are_a_file_in_the_cache(package: Path, own_cache: Path) -> None:
     """Made once; made again when it is cut short or the package is another."""
-    from edgerun import cache
+    from edgerun.sources import cache
 
     def files() -> list[Path]:
         return sorted(own_cache.iterdir())

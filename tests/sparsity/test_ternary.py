@@ -9,8 +9,8 @@ import pytest
 
 import edgerun.sparsity.policy as sparse_policy
 from edgerun import Model, OptionError
-from edgerun.sparsity import calibrate as calibration
-from edgerun.sparsity.capture import row_values
+from edgerun.calibration import activations as calibration
+from edgerun.calibration.inputs import row_values
 from edgerun.sparsity.projections import projections
 from edgerun_exporters import export
 from edgerun_kernels import reference

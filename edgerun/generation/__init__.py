@@ -1,0 +1,1 @@
+"""One token after another: what is asked for, the sampler, and the text as it comes."""
