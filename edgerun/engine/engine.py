@@ -277,7 +277,7 @@ class Engine:
             self._decode_s = seconds if not self._decode_s else 0.8 * self._decode_s + 0.2 * seconds
             return
         n_rows = sum(len(part.tokens) for part in parts if not part.decodes)
-        if n_rows >= 2 * LEAST_ROWS:
+        if n_rows >= LEAST_ROWS:
             rest = seconds - (self._decode_s if parts[0].decodes else 0.0)
             row = max(rest, 0.1 * seconds) / n_rows
             self._row_s = row if not self._row_s else 0.8 * self._row_s + 0.2 * row
