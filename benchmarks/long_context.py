@@ -21,8 +21,10 @@ import numpy as np
 import edgerun
 from edgerun.session import Session
 from edgerun_kernels import reference
+from edgerun_kernels.layouts import Head
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import PAGE, Field, Op, Run
+from edgerun_kernels.record import PAGE, Run
+from edgerun_kernels.registry import Op
 
 NEW, NEAR = 0.3, 0.02
 """The share of keys that are new, and how far the others are from the one before."""
@@ -51,7 +53,7 @@ def filled(model: edgerun.Model, attention: str, tokens: list[int], page: np.nda
     state = session.state
     if state is not None and state.runs is not None:
         compact = (Op.COMPACT_F16, Op.COMPACT_F32, Op.COMPACT_Q8)
-        ops = np.ascontiguousarray(session.model.tape.ops[np.isin(session.model.tape.ops[:, Field.CODE], compact)])
+        ops = np.ascontiguousarray(session.model.tape.ops[np.isin(session.model.tape.ops[:, Head.CODE], compact)])
         table = np.array([page.ctypes.data for page in pages], np.int64)
         record = np.zeros(Run.COUNT, np.int64)
         record[Run.ARENA], record[Run.PAGES] = model._arena.ctypes.data, table.ctypes.data

@@ -31,9 +31,11 @@ from edgerun.sparsity import layout
 from edgerun.sparsity.policy import LINES, most_columns, n_parts
 from edgerun.sparsity.projections import TERNARY, Projection
 from edgerun_kernels import reference
+from edgerun_kernels.layouts import Head
 from edgerun_kernels.load import kernels
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import Field, Keep, Op, Run, Skip, list_scratch_bytes, ternary_scratch_bytes
+from edgerun_kernels.record import Keep, Run, Skip, list_scratch_bytes, ternary_scratch_bytes
+from edgerun_kernels.registry import Op, record
 from edgerun_kernels.team import Team
 
 LAYERS = {
@@ -112,7 +114,7 @@ class Layers:
                 fields = shared | {"N": n, "Y": y + 4 * start, "START": start}
                 ops.append(_record(CODES[self.projection.fmt], one, **fields))
                 start += -(-n // ROWS) * ROWS
-            ops[-1][Field.BARRIER] = 1
+            ops[-1][Head.BARRIER] = 1
         return np.stack(ops), table, inputs
 
     def speeds(self, skip: float, n_threads: int, repeat: int) -> tuple[float, float]:
@@ -149,14 +151,11 @@ def _mapped(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
     return found
 
 
-def _record(code: int, weights: dict[str, Any], **fields: int) -> Any:
-    record = np.zeros(Field.COUNT, np.int64)
-    record[Field.CODE] = code
-    for suffix, field in (("q", Field.W), ("d", Field.D), ("m", Field.M)):
-        record[field] = _address(weights[suffix]) if suffix in weights else 0
-    for name, value in fields.items():
-        record[Field[name]] = value
-    return record
+def _record(code: Op, weights: dict[str, Any], **fields: int) -> Any:
+    places = {
+        field: _address(weights[suffix]) for suffix, field in (("q", "W"), ("d", "D"), ("m", "M")) if suffix in weights
+    }
+    return record(code, **places, **fields)
 
 
 def layers(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -184,10 +183,10 @@ def _all_columns(tape: Tape) -> Tape:
     ops, names = [], []
     for op, name in zip(tape.ops, tape.names, strict=True):
         changed = np.array(op)
-        if op[Field.CODE] == Op.GATHER_COLUMNS:
+        if op[Head.CODE] == Op.GATHER_COLUMNS:
             continue
-        if op[Field.CODE] == Op.LINEAR_TERNARY_COLUMNS:
-            changed[Field.CODE] = Op.LINEAR_TERNARY
+        if op[Head.CODE] == Op.LINEAR_TERNARY_COLUMNS:
+            changed[Head.CODE] = Op.LINEAR_TERNARY
         ops.append(changed)
         names.append(name)
     return replace(tape, ops=np.stack(ops), names=tuple(names), sites=())

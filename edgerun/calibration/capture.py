@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from edgerun.program.codes import ATTENTION
 from edgerun.progress import Progress, silent
-from edgerun_kernels.record import Field, Run
+from edgerun_kernels.layouts import Attention, Head
+from edgerun_kernels.record import Run
 from edgerun_kernels.reference import rms_norm, rope, unpack_page
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ class Capture:
         self.n_tokens = len(tokens)
         self._cache = model.cache
         self._session = model.session("none", "full")
-        self._ops = [op for op in self._session.model.tape.ops if op[Field.CODE] in ATTENTION.values()]
-        at = [i for i, op in enumerate(self._session.model.tape.ops) if op[Field.CODE] in ATTENTION.values()]
-        shape = len(positions), int(self._ops[0][Field.N_HEADS]), int(self._ops[0][Field.HEAD_DIM])
+        self._ops = [op for op in self._session.model.tape.ops if op[Head.CODE] in ATTENTION.values()]
+        at = [i for i, op in enumerate(self._session.model.tape.ops) if op[Head.CODE] in ATTENTION.values()]
+        shape = len(positions), int(self._ops[0][Attention.N_HEADS]), int(self._ops[0][Attention.HEAD_DIM])
         self._queries = np.empty((len(at), *shape), np.float32)
         model.stops = {index: partial(self._keep, layer) for layer, index in enumerate(at)}
         try:
@@ -60,8 +61,8 @@ class Capture:
     def keys_values(self, layer: int) -> tuple[F32, F32]:
         """float32 [n_kv_heads, n_tokens, head_dim] each, as the cache holds them: keys after RoPE."""
         op = self._ops[layer]
-        first, size, dim = int(op[Field.LAYER]), int(op[Field.KV_HEAD_BYTES]), int(op[Field.HEAD_DIM])
-        heads = int(op[Field.N_KV_HEADS])
+        first, size, dim = int(op[Attention.LAYER]), int(op[Attention.KV_HEAD_BYTES]), int(op[Attention.HEAD_DIM])
+        heads = int(op[Attention.N_KV_HEADS])
         pages = [page.memory for page in self._session.sequence.pages if page is not None]  # exact attention needs all
         layers = (page[first : first + heads * size].reshape(heads, size) for page in pages)
         parts = [unpack_page(self._cache, layer, dim) for layer in layers]
@@ -74,16 +75,16 @@ class Capture:
         low, high = np.searchsorted(self.positions, (first, first + count))
         rows = self.positions[low:high] - first
         heads, dim = self._queries.shape[2:]
-        stride = int(op[Field.Q_STRIDE]) // 4
-        q = _floats(int(run[Run.ARENA] + op[Field.Q]), count * stride).reshape(count, stride)[rows, : heads * dim]
-        if op[Field.Q_NORM]:
-            epsilon = float(np.int64(op[Field.EPSILON]).view(np.float64))
-            q = rms_norm(q.reshape(-1, dim), _floats(int(op[Field.Q_NORM]), dim), epsilon)
+        stride = int(op[Attention.Q_STRIDE]) // 4
+        q = _floats(int(run[Run.ARENA] + op[Attention.Q]), count * stride).reshape(count, stride)[rows, : heads * dim]
+        if op[Attention.Q_NORM]:
+            epsilon = float(np.int64(op[Attention.EPSILON]).view(np.float64))
+            q = rms_norm(q.reshape(-1, dim), _floats(int(op[Attention.Q_NORM]), dim), epsilon)
         cos, sin = (
             _floats(int(run[field]), (first + count) * dim // 2).reshape(-1, dim // 2)[first + rows]
             for field in (Run.COS, Run.SIN)
         )
-        scale = float(np.int64(op[Field.SCALE]).view(np.float64))
+        scale = float(np.int64(op[Attention.SCALE]).view(np.float64))
         self._queries[layer, low:high] = rope(q.reshape(-1, heads, dim), cos, sin, scale)
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerun.sparsity.projections import TERNARY, projections
+from edgerun_kernels.layouts import Head
 from edgerun_kernels.record import (
     GROUP,
     ROW_SCALES,
     SECOND_TERM,
     TILE_HEADER,
-    Field,
     Run,
     activation_bytes,
     first_stride,
@@ -41,7 +41,7 @@ def capture(model: Model, tokens: Sequence[int], first: int) -> list[NDArray[np.
 
     def keep(quantize: int, run: NDArray[np.int64]) -> None:
         """Behind that op: its row lies in the arena, of every projection that it is the input of."""
-        address = int(run[Run.ARENA] + model.tape.ops[quantize, Field.Y])
+        address = int(run[Run.ARENA] + model.tape.ops[quantize, Head.Y])
         for projection, into in zip(found, inputs, strict=True):
             if projection.quantize == quantize:
                 ternary = projection.fmt in TERNARY

@@ -11,31 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerun.sparsity.traffic import ATTENTION, COLUMNS, cache_bytes, projection_of, weights_read
-from edgerun_kernels.record import Field, Op
+from edgerun.sparsity.traffic import COLUMNS, cache_bytes, projection_of, weights_read
+from edgerun_kernels.layouts import Head, Input
+from edgerun_kernels.registry import Op
 
 if TYPE_CHECKING:
     from edgerun.model import Model
     from edgerun.session import Session
     from edgerun.sparsity.policy import Policy
-
-_KINDS = {
-    Op.RMS_NORM: "norms",
-    Op.QUANTIZE: "quantisation of activations",
-    Op.QUANTIZE_ROWS: "quantisation of activations",
-    Op.SWIGLU: "SwiGLU",
-    Op.SQUARED_RELU: "squared ReLU",
-    Op.GATHER_ATTENTION: "attention, joining its parts",
-    Op.COMPACT_F16: "attention, making runs",
-    Op.COMPACT_F32: "attention, making runs",
-    Op.COMPACT_Q8: "attention, making runs",
-    Op.SELECT_PAGES: "attention, choosing pages",
-    Op.EMBED_Q4: "embedding",
-    Op.EMBED_Q8: "embedding",
-    Op.EMBED_Q6K: "embedding",
-    Op.EMBED_F32: "embedding",
-    **dict.fromkeys(ATTENTION, "attention"),
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +73,7 @@ def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per
         weights = weights_read(op, session.policy)
         unread = 0
         if weights.by_column:
-            left_out = max(0.0, 1 - columns / len(tokens) / int(op[Field.K]))
+            left_out = max(0.0, 1 - columns / len(tokens) / int(op[Input.K]))
             skipped.setdefault(kind, []).append(left_out)
             unread = int(left_out * weights.by_column)
         read[kind] = read.get(kind, 0) + weights.bytes + cache_bytes(op, positions) - unread
@@ -109,12 +92,12 @@ def _line(kind: str, us: float, whole: float, read: int, bandwidth: float, skipp
 
 def _kind(name: str, op: NDArray[np.int64], policy: Policy | None) -> str:
     """What the time of an op counts as."""
-    code, index = Op(op[Field.CODE]), projection_of(op)
+    code, index = Op(op[Head.CODE]), projection_of(op)
     one = None if policy is None else policy.chosen.get(index)
     if code == Op.SKIP_COLUMNS:
         if one is None:
-            return _KINDS[Op.QUANTIZE]  # it looks for a policy, and returns
+            return code.entry.kind  # it looks for a policy, and returns
         name = one.projection.name
     elif one is not None and one.projection.fmt in COLUMNS:
         return "joining columns, or all of them"
-    return _KINDS.get(code) or re.sub(r"^layers\.\d+\.|\.gather$", "", name)
+    return code.entry.kind or re.sub(r"^layers\.\d+\.|\.gather$", "", name)

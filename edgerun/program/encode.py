@@ -1,4 +1,4 @@
-"""Encodes a program, op by op, as the records of ``edgerun_kernels.record``.
+"""Encodes a program, op by op, as records (``edgerun_kernels.layouts``).
 
 Who must wait for whom is decided here. Linear layers split their output features between threads, attention its heads
 and positions; norms and quantisation are done by every thread for itself when one row runs (a copy each), and split by
@@ -19,20 +19,20 @@ from edgerun.program.arena import Arena
 from edgerun.program.codes import ATTENTION, COMPACT, EMBED, GATE, LINEAR, LINEAR_FLOAT, LINEAR_TERNARY, TILE_BYTES
 from edgerun.program.ops import Attention, Embed, Gate, Linear, Matrix, Norm, Program, Vector, reads
 from edgerun.program.tape import Encoded, Site, SiteKind, Tape
+from edgerun_kernels.layouts import Head
 from edgerun_kernels.record import (
     GROUP,
     ROWS,
     TILE_ROWS,
-    Field,
     Flag,
     LayerState,
-    Op,
     attention_scratch_bytes,
     columns_scratch_bytes,
     kv_head_bytes,
     partials_bytes,
     triples_scratch_bytes,
 )
+from edgerun_kernels.registry import Op, put, record
 
 Compute = Literal["mixed", "int16", "int8", "float32"]
 CacheType = Literal["f16", "q8", "f32"]
@@ -168,19 +168,15 @@ class _Encoding:
     # --- records, barriers, memory -----------------------------------------------------------------------------------
 
     def _emit(self, name: str, code: Op, **fields: int) -> int:
-        record = np.zeros(Field.COUNT, np.int64)
-        record[Field.CODE] = code
-        for key, value in fields.items():
-            record[Field[key]] = value
-        self.records.append(record)
+        self.records.append(record(code, **fields))
         self.names.append(name)
         return len(self.records) - 1
 
     def _wait(self, when: int = ALWAYS) -> None:
         """All threads meet after the op emitted last (``SEVERAL_ROWS``: unless every thread did all of it)."""
-        record = self.records[-1]
-        if record[Field.BARRIER] != ALWAYS:
-            record[Field.BARRIER] = when
+        last = self.records[-1]
+        if last[Head.BARRIER] != ALWAYS:
+            last[Head.BARRIER] = when
         if when == ALWAYS:
             self.barriers += 1
             self.arena.barrier()
@@ -228,9 +224,8 @@ class _Encoding:
         """Notes where a weight is used, and tells the record behind which variants act: of a layer's, the last."""
         self.sites.append(Site(name, kind, records, vector))
         if kind != "bias":  # which is a part of its layer's site
-            record = self.records[records[-1]]
-            record[Field.SITE] = len(self.sites) - 1
-            record[Field.FLAGS] |= Flag.SITE
+            last = self.records[records[-1]]
+            put(last, SITE=len(self.sites) - 1, FLAGS=int(last[Head.FLAGS]) | Flag.SITE)
 
     def _weights(self, matrix: Matrix) -> dict[str, int]:
         fields = {"N": matrix.n, "K": matrix.k}
@@ -260,9 +255,9 @@ class _Encoding:
         width = op.weights.k
         value = _Value(self.arena.take(width, row_bytes(width)), width)
         code = EMBED[op.weights.format]
-        record = self._emit(op.name, code, Y=value.offset, Y_STRIDE=value.stride, **self._weights(op.weights))
-        self._site(op.weights.name, "embedding", (record,))
-        self.encoded.append(Encoded(op, (record,)))
+        at = self._emit(op.name, code, Y=value.offset, Y_STRIDE=value.stride, **self._weights(op.weights))
+        self._site(op.weights.name, "embedding", (at,))
+        self.encoded.append(Encoded(op, (at,)))
         self._define(op.y, value)
 
     def _norm(self, op: Norm) -> None:
@@ -275,7 +270,7 @@ class _Encoding:
         x.read = self.barriers
         y = _Value(self.arena.take(x.width, x.stride), x.width, private=True)
         weight = self._padded(op.weight, GROUP)
-        record = self._emit(
+        at = self._emit(
             op.name,
             Op.RMS_NORM,
             **self._rows(x, y.offset, y.stride),
@@ -284,8 +279,8 @@ class _Encoding:
             EPSILON=self._float_bits(op.epsilon),
             FLAGS=Flag.LAST_ROWS | Flag.OUT_ROWS if final else 0,
         )
-        self._site(op.weight.name, "norm", (record,), weight)
-        self.encoded.append(Encoded(op, (record,)))
+        self._site(op.weight.name, "norm", (at,), weight)
+        self.encoded.append(Encoded(op, (at,)))
         self._define(op.y, y)
 
     def _quantised(self, name: str, code: Op, flags: int) -> dict[str, int]:
@@ -300,8 +295,7 @@ class _Encoding:
             if code == Op.QUANTIZE:
                 limit = THRESHOLDS[self.compute][1 if flags & Flag.OUT_ROWS else 0]
                 fields["THRESHOLD"] = int(np.float64(limit).view(np.int64))
-            record = self._emit(f"{name}.quantised", code, **fields, K=x.width, FLAGS=flags)
-            x.quantised[code] = offset, record
+            x.quantised[code] = offset, self._emit(f"{name}.quantised", code, **fields, K=x.width, FLAGS=flags)
             self._wait(SEVERAL_ROWS)
             if not flags & Flag.OUT_ROWS:
                 self._hook(name, code, {"X": offset, "X_STRIDE": tile, "X_PRIVATE": row, "K": x.width})
@@ -342,7 +336,7 @@ class _Encoding:
         if op.bias is not None:
             bias = self._padded(op.bias, ROWS)
             fields["BIAS"] = self._address(bias)
-        own = _Value(0, op.weights.n, by_features=True, joined=code == Op.LINEAR_TERNARY_TRIPLES)
+        own = _Value(0, op.weights.n, by_features=True, joined=not code.entry.shares_features)
         if op.head:
             fields |= {"Y_STRIDE": _pad(own.width, ROWS) * 4, "FLAGS": flags | Flag.LOGITS}
         else:
@@ -358,9 +352,8 @@ class _Encoding:
             fields |= {"Y": y.offset, "FLAGS": flags | Flag.ACCUMULATE}
         records = self._multiply(op.name, code, fields)
         self._site(op.weights.name, "linear", records)
-        last = self.records[records[-1]]
-        last[Field.INPUT], last[Field.INPUT_STRIDE] = x.offset, x.stride
-        last[Field.INPUT_PRIVATE] = x.stride if x.private else 0
+        private = x.stride if x.private else 0
+        put(self.records[records[-1]], INPUT=x.offset, INPUT_STRIDE=x.stride, INPUT_PRIVATE=private)
         if op.bias is not None:
             self._site(op.bias.name, "bias", records, bias)
         self.encoded.append(Encoded(op, records, None if quantise is None else x.quantised[quantise][1]))
@@ -393,15 +386,15 @@ class _Encoding:
         if foreign or gate.read == self.barriers:
             self._wait()  # else a thread takes what it wrote itself
         fields = {"X": gate.offset, "UP": up.offset, "X_STRIDE": gate.stride, "N": gate.width}
-        record = self._emit(op.name, GATE[op.activation], **fields)
+        at = self._emit(op.name, GATE[op.activation], **fields)
         gate.read = up.read = self.barriers
-        self.encoded.append(Encoded(op, (record,)))
+        self.encoded.append(Encoded(op, (at,)))
         self._define(op.y, _Value(gate.offset, gate.width, by_features=True))
 
-    def _head_norm(self, kind: Literal["q_norm", "k_norm"], vector: Vector, record: int) -> dict[str, int]:
-        """Fields of attention, which looks itself for what variants make of a norm; ``record``: its own."""
+    def _head_norm(self, kind: Literal["q_norm", "k_norm"], vector: Vector, at: int) -> dict[str, int]:
+        """Fields of attention, which looks itself for what variants make of a norm; ``at``: its record."""
         weight = self._padded(vector, 1)
-        self.sites.append(Site(vector.name, kind, (record,), weight))
+        self.sites.append(Site(vector.name, kind, (at,), weight))
         norm, site = ("Q_NORM", "Q_SITE") if kind == "q_norm" else ("K_NORM", "K_SITE")
         return {norm: self._address(weight), site: len(self.sites) - 1}
 

@@ -43,7 +43,7 @@ class Encoded(NamedTuple):
 class Tape:
     """An encoded model; immutable, shared by all its sessions.
 
-    ops: int64 [n_ops, Field.COUNT].  names: what each op computes, the graph's name of it.
+    ops: int64 [n_ops, RECORD_FIELDS].  names: what each op computes, the graph's name of it.
     arena_bytes: activations and scratch of one run.  max_rows: tokens that one run may hold.
     page_bytes: one page (record.PAGE positions) of a session's cache.
     vocab_size, logits_stride: logits of a row, and the float32 elements from row to row (padded to 16).

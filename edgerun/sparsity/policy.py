@@ -19,11 +19,10 @@ from edgerun.sparsity.method import Method
 from edgerun.sparsity.projections import TERNARY, Projection
 from edgerun.sparsity.threshold import Threshold
 from edgerun.sparsity.zero import Zero
+from edgerun_kernels.layouts import Head, Projected
 from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import (
-    Field,
     Lines,
-    Op,
     Skip,
     activation_bytes,
     list_scratch_bytes,
@@ -31,6 +30,7 @@ from edgerun_kernels.record import (
     state_sums,
     ternary_scratch_bytes,
 )
+from edgerun_kernels.registry import Op
 
 PARTS = ((2048, 4), (4096, 2))
 """Up to so many bytes of a column, groups are summed up in so many parts, which threads then share; in one where
@@ -87,7 +87,7 @@ class Policy:
 
 def make_policy(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Policy:
     """The policy that skips columns of these projections of the tape, for teams of ``n_threads``."""
-    count = max((int(op[Field.PROJECTION]) for op in tape.ops if op[Field.CODE] == Op.SKIP_COLUMNS), default=0)
+    count = max((int(op[Projected.PROJECTION]) for op in tape.ops if op[Head.CODE] == Op.SKIP_COLUMNS), default=0)
     table = aligned(8 * Skip.COUNT * (1 + count)).view(np.int64).reshape(1 + count, Skip.COUNT)
     rooms, arena_bytes, state_bytes = _rooms(tape, chosen, n_threads)
     arrays: list[NDArray[Any]] = []
@@ -95,7 +95,7 @@ def make_policy(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Policy:
     for one, room in zip(chosen, rooms, strict=True):
         projection, columns, method = one
         arrays += [*columns.arrays.values(), columns.worth]
-        index = int(tape.ops[projection.records[0], Field.PROJECTION])
+        index = int(tape.ops[projection.records[0], Projected.PROJECTION])
         by_index[index], record = one, table[index]
         record[Skip.LINES] = LINES[projection.fmt]
         for key, name in ((Skip.W, "q"), (Skip.D, "d"), (Skip.M, "m")):

@@ -12,7 +12,7 @@ from edgerun.program.encode import ALWAYS
 from edgerun.program.ops import Attention, Gate, Linear, Norm, Op
 from edgerun.program.tape import Encoded, Tape
 from edgerun.sparsity.layout import LINE_ROWS, parts, stack_rows
-from edgerun_kernels.record import Field
+from edgerun_kernels.layouts import Head
 
 Kind = Literal["qkv", "attention_output", "gate_up", "down"]
 KINDS: tuple[Kind, ...] = ("qkv", "attention_output", "gate_up", "down")
@@ -123,6 +123,6 @@ def _overlapping(tape: Tape, found: Mapping[tuple[int, str], Sequence[Encoded]])
     order = sorted(ends)
     shared: set[int] = set()
     for one, following in pairwise(order):
-        if not (tape.ops[ends[one] : following, Field.BARRIER] == ALWAYS).any():
+        if not (tape.ops[ends[one] : following, Head.BARRIER] == ALWAYS).any():
             shared |= {one, following}
     return shared

@@ -10,42 +10,32 @@ from numpy.typing import NDArray
 
 from edgerun.package import triples
 from edgerun.sparsity.projections import TERNARY
-from edgerun_kernels.record import GROUP, PAGE, ROWS, SUPER_GROUPS, Field, Op
+from edgerun_kernels.layouts import Attention, Head, Input, Linear, Matrix, Projected
+from edgerun_kernels.record import GROUP, PAGE, ROWS, SUPER_GROUPS
+from edgerun_kernels.registry import Op
 
 if TYPE_CHECKING:
     from edgerun.program.tape import Tape
     from edgerun.sparsity.policy import Policy
 
-_Q4, _Q8, _Q6K = 4 * 64 + 2 * ROWS, 8 * 64 + 2 * ROWS, 6 * 64 + 2 * ROWS // SUPER_GROUPS
+_Q4, _TERNARY = 4 * 64 + 2 * ROWS, 2 * 64
 _GROUP_BYTES = {
-    Op.LINEAR_Q4: _Q4,
-    Op.LINEAR_Q4_FLOAT: _Q4,
-    Op.LINEAR_Q8: _Q8,
-    Op.LINEAR_Q8_FLOAT: _Q8,
-    Op.LINEAR_Q6K: _Q6K,
-    Op.LINEAR_Q6K_FLOAT: _Q6K,
-    Op.LINEAR_TERNARY: 2 * 64,
-    Op.LINEAR_TERNARY_COLUMNS: 2 * 64,
+    "q4": _Q4,
+    "q4m": _Q4,
+    "q8": 8 * 64 + 2 * ROWS,
+    "q6k": 6 * 64 + 2 * ROWS // SUPER_GROUPS,
+    "ternary": _TERNARY,
+    "ternary_columns": _TERNARY,
 }
-"""Bytes of 16 rows by 32 columns, scales included, minima and factors not."""
+"""By weight format, bytes of 16 rows by 32 columns, scales included, minima and factors not."""
 COLUMNS = {
     "q4": (4 * 64, 2 * ROWS),
     "q4m": (4 * 64, 4 * ROWS),
     "q8": (8 * 64, 2 * ROWS),
-    "ternary": (2 * 64, 0),
-    "ternary_triples": (2 * 64, 0),
+    "ternary": (_TERNARY, 0),
+    "ternary_triples": (_TERNARY, 0),
 }
 """The same of projections that lie column by column beside the package: of the columns, and of scales and minima."""
-_HAVE_PROJECTION = (
-    Op.SKIP_COLUMNS,
-    Op.LINEAR_Q4,
-    Op.LINEAR_Q8,
-    Op.LINEAR_TERNARY,
-    Op.LINEAR_TERNARY_TRIPLES,
-    Op.LINEAR_TERNARY_COLUMNS,
-    Op.GATHER_COLUMNS,
-)
-ATTENTION = (Op.ATTENTION_F16, Op.ATTENTION_F32, Op.ATTENTION_Q8)
 
 
 def weight_bytes_skipped(tape: Tape, policy: Policy | None, columns: NDArray[np.int64], n_tokens: int) -> float:
@@ -58,7 +48,7 @@ def weight_bytes_skipped(tape: Tape, policy: Policy | None, columns: NDArray[np.
         weights = weights_read(op, policy)
         whole += weights.bytes
         if weights.by_column:
-            unread += max(0.0, 1 - read / max(n_tokens, 1) / int(op[Field.K])) * weights.by_column
+            unread += max(0.0, 1 - read / max(n_tokens, 1) / int(op[Input.K])) * weights.by_column
     return unread / whole
 
 
@@ -94,10 +84,10 @@ class _Weights(NamedTuple):
 def weights_read(op: NDArray[np.int64], policy: Policy | None) -> _Weights:
     """Of layers whose columns a policy may leave unread, the op that chooses them reads all: where it chooses none, the
     layers read as many."""
-    code, index = Op(op[Field.CODE]), projection_of(op)
+    code, index = Op(op[Head.CODE]), projection_of(op)
     one = None if policy is None else policy.chosen.get(index)
     if code == Op.LINEAR_TERNARY_COLUMNS:
-        return _Weights(_weight_bytes(op), _blocks(int(op[Field.N]), int(op[Field.K])) * 2 * 64)
+        return _Weights(_weight_bytes(op), _blocks(int(op[Matrix.N]), int(op[Input.K])) * _TERNARY)
     if one is not None and one.projection.fmt in COLUMNS:
         if code != Op.SKIP_COLUMNS:
             return _Weights(0)
@@ -109,7 +99,7 @@ def weights_read(op: NDArray[np.int64], policy: Policy | None) -> _Weights:
 
 def projection_of(op: NDArray[np.int64]) -> int:
     """Which record of a policy's table is of an op's projection; 0: none."""
-    return int(op[Field.PROJECTION]) if op[Field.CODE] in _HAVE_PROJECTION else 0
+    return int(op[Projected.PROJECTION]) if Op(op[Head.CODE]).has(Projected) else 0
 
 
 def _blocks(rows: int, k: int) -> int:
@@ -119,20 +109,19 @@ def _blocks(rows: int, k: int) -> int:
 
 def _weight_bytes(op: NDArray[np.int64]) -> int:
     """What an op reads of weights for one token, if it reads all."""
-    code = Op(op[Field.CODE])
-    if code in _GROUP_BYTES:
-        n_bytes = _GROUP_BYTES[code] + (2 * ROWS if op[Field.M] else 0)
-        return _blocks(int(op[Field.N]), int(op[Field.K])) * n_bytes
-    blocks = -(-int(op[Field.N]) // ROWS)
-    if code == Op.LINEAR_TERNARY_TRIPLES:
-        return math.prod(triples.shape(int(op[Field.N]), int(op[Field.K])))
-    if code == Op.LINEAR_F32:
-        return blocks * ROWS * 4 * int(op[Field.K])
-    return 0
+    code = Op(op[Head.CODE])
+    if not code.has(Linear) or not code.entry.formats:  # of a layer with two ops the first reads them
+        return 0
+    n, k, fmt = int(op[Matrix.N]), int(op[Input.K]), code.entry.formats[0]
+    if fmt == "ternary_triples":
+        return math.prod(triples.shape(n, k))
+    if fmt == "f32":
+        return -(-n // ROWS) * ROWS * 4 * k
+    return _blocks(n, k) * (_GROUP_BYTES[fmt] + (2 * ROWS if op[Matrix.M] else 0))
 
 
 def cache_bytes(op: NDArray[np.int64], positions: float) -> int:
     """What it reads of the cache for one token with ``positions`` there."""
-    if op[Field.CODE] not in ATTENTION:
+    if Op(op[Head.CODE]).entry.role != "attention":
         return 0
-    return int(int(op[Field.N_KV_HEADS]) * int(op[Field.KV_HEAD_BYTES]) * positions / PAGE)
+    return int(int(op[Attention.N_KV_HEADS]) * int(op[Attention.KV_HEAD_BYTES]) * positions / PAGE)

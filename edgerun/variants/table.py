@@ -18,7 +18,8 @@ from edgerun.program.tape import Site, Tape
 from edgerun.variants.coding import Coded
 from edgerun.variants.store import Variant
 from edgerun_kernels import record
-from edgerun_kernels.record import Field, Term
+from edgerun_kernels.layouts import Input, Matrix
+from edgerun_kernels.record import Term
 
 WeightedVariant = tuple[Variant, float]
 
@@ -65,7 +66,7 @@ def _shapes(tape: Tape) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
         if site.vector is not None:
             vectors[site.name] = len(site.vector)
         else:
-            matrices[site.name] = (int(op[Field.N]), int(op[Field.K]))
+            matrices[site.name] = (int(op[Matrix.N]), int(op[Input.K]))
     return matrices, vectors
 
 

@@ -29,8 +29,9 @@ from .attention_tile import (
     rotate_head,
     row_partials,
 )
-from .barrier import wait_for_all
+from .barrier import meet
 from .kernel import inner, op_kernel
+from .layouts import Attention, Head
 from .math import ONE, ZERO, share
 from .norm import tile_share
 from .record import (
@@ -42,7 +43,6 @@ from .record import (
     PREFILL_TILE,
     QUERY_TILE,
     TILE_ROWS,
-    Field,
     LayerState,
     Run,
     Sequence,
@@ -74,8 +74,8 @@ def n_tiles(n_queries, rows):
 def join_head(op, sequence, head, position, parts, sums, y):
     """Joins the parts of one head of the row at a position to its place in the row's output at y, and leaves what
     DELTA's choice is made of; sums: room for the output."""
-    kv_head = head // (field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS))
-    count, dim = n_parts(op, sequence, kv_head, position), field(op, Field.HEAD_DIM)
+    kv_head = head // (field(op, Attention.N_HEADS) // field(op, Attention.N_KV_HEADS))
+    count, dim = n_parts(op, sequence, kv_head, position), field(op, Attention.HEAD_DIM)
     largest, inverse = join_parts(parts, partial_bytes(op), count, dim, sums, y + 4 * head * dim)
     if exports(op, sequence):  # where one row runs by every thread, the same
         norms = field(layer_state(op, sequence), LayerState.NORMS) + 8 * head
@@ -92,14 +92,14 @@ def _attention(name: str, cache: Cache):
     def write_cache(op, run, sequence, row, kv_head, work):
         """Writes key, as it is compared, and value of ``row`` and one head into the cache."""
         position = position_of(sequence, row)
-        dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
-        offset = field(run, Run.ARENA) + row * field(op, Field.KV_STRIDE) + 4 * kv_head * dim
+        dim, padded = field(op, Attention.HEAD_DIM), padded_dim(op)
+        offset = field(run, Run.ARENA) + row * field(op, Attention.KV_STRIDE) + 4 * kv_head * dim
         key, value, rest = work, work + 4 * padded, work + 8 * padded
-        norm = vector_of(sequence, field(op, Field.K_NORM), field(op, Field.K_SITE))
-        rotate_head(op, run, offset + field(op, Field.KEY), norm, position, ONE, key)
+        norm = vector_of(sequence, field(op, Attention.K_NORM), field(op, Attention.K_SITE))
+        rotate_head(op, run, offset + field(op, Attention.KEY), norm, position, ONE, key)
         for i in range(dim, padded):
             store_f32(key + 4 * i, ZERO)
-        copy_padded(offset + field(op, Field.VALUE), dim, padded, value)
+        copy_padded(offset + field(op, Attention.VALUE), dim, padded, value)
         block = block_address(op, sequence, kv_head, position // BLOCK)
         write_key(op, block, position % BLOCK, key, rest)
         write_value(op, block, position % BLOCK, value, rest)
@@ -113,13 +113,13 @@ def _attention(name: str, cache: Cache):
             sequence = sequence_at(run, index)
             first = field(sequence, Sequence.FIRST_ROW)
             for row in range(max(begin, first), min(end, first + field(sequence, Sequence.N_ROWS))):
-                for kv_head in range(field(op, Field.N_KV_HEADS)):
+                for kv_head in range(field(op, Attention.N_KV_HEADS)):
                     write_cache(op, run, sequence, row, kv_head, scratch)
 
     @inner
     def some_parts(op, run, sequence, kv_head, row, rows, first, last, scratch):
         """The parts ``first`` to ``last - 1`` of all queries of rows that have parts of one length."""
-        group = field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS)
+        group = field(op, Attention.N_HEADS) // field(op, Attention.N_KV_HEADS)
         query, end = 0, group * rows
         while query < end:
             left = end - query
@@ -143,8 +143,8 @@ def _attention(name: str, cache: Cache):
     def in_parts(op, run, tid, n_threads, scratch, writes):
         """The parts of all sequences with few rows, shared out by the steps that they take. writes: the thread that
         has the newest position writes it first (one row); else they have been written."""
-        n_kv_heads = field(op, Field.N_KV_HEADS)
-        group = field(op, Field.N_HEADS) // n_kv_heads
+        n_kv_heads = field(op, Attention.N_KV_HEADS)
+        group = field(op, Attention.N_HEADS) // n_kv_heads
         total, before, begin, end = 0, 0, 0, 0
         for counting in (1, 0):
             if counting == 0:
@@ -177,7 +177,7 @@ def _attention(name: str, cache: Cache):
     @inner
     def in_tiles(op, run, tid, n_threads, scratch):
         """Tiles of (row, head) queries of one key/value head, of sequences with many rows."""
-        n_kv_heads, n_heads = field(op, Field.N_KV_HEADS), field(op, Field.N_HEADS)
+        n_kv_heads, n_heads = field(op, Attention.N_KV_HEADS), field(op, Attention.N_HEADS)
         group = n_heads // n_kv_heads
         stride = partial_bytes(op)
         room, dealt = PREFILL_TILE * MAX_CHUNKS * stride, 0
@@ -199,19 +199,19 @@ def _attention(name: str, cache: Cache):
                     for q in range(last + 1 - query):
                         at, parts = query + q, scratch + q * MAX_CHUNKS * stride
                         head, place = kv_head * group + at % group, row + at // group
-                        y = field(run, Run.ARENA) + field(op, Field.Y) + place * field(op, Field.Y_STRIDE)
+                        y = field(run, Run.ARENA) + field(op, Head.Y) + place * field(op, Head.Y_STRIDE)
                         join_head(op, sequence, head, position_of(sequence, place), parts, scratch + room, y)
                 dealt += tiles * n_kv_heads
                 row += rows
                 left -= rows
 
     def kernel(op, run, tid, n_threads):
-        scratch = field(run, Run.ARENA) + field(op, Field.SCRATCH)
-        scratch += tid * field(op, Field.SCRATCH_PRIVATE)
+        scratch = field(run, Run.ARENA) + field(op, Attention.SCRATCH)
+        scratch += tid * field(op, Attention.SCRATCH_PRIVATE)
         several = field(run, Run.N_ROWS) > 1
         if several:
             write_rows(op, run, tid, n_threads, scratch)
-            wait_for_all(field(run, Run.BARRIER), n_threads, field(run, Run.N_ROWS) > DRAFT_ROWS)
+            meet(op, run, tid, n_threads)
             in_tiles(op, run, tid, n_threads, scratch)
         in_parts(op, run, tid, n_threads, scratch, not several)
 
@@ -234,7 +234,7 @@ attention_q8 = _attention("attention_q8", q8_cache())
 def gather_row(op, run, sequence, row, scratch, y):
     """Joins the parts of all heads of a row to the output at y."""
     position = position_of(sequence, row)
-    for head in range(field(op, Field.N_HEADS)):
+    for head in range(field(op, Attention.N_HEADS)):
         join_head(op, sequence, head, position, row_partials(op, run, row, head), scratch, y)
 
 
@@ -242,11 +242,11 @@ def gather_row(op, run, sequence, row, scratch, y):
 def gather_attention(op, run, tid, n_threads):
     """Joins the parts of the rows whose parts were shared out: of one row into this thread's own copy of the output, of
     several those that it will quantise."""
-    y = field(run, Run.ARENA) + field(op, Field.Y)
-    scratch = field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
+    y = field(run, Run.ARENA) + field(op, Head.Y)
+    scratch = field(run, Run.ARENA) + field(op, Attention.SCRATCH) + tid * field(op, Attention.SCRATCH_PRIVATE)
     rows = field(run, Run.N_ROWS)
     if rows == 1:
-        gather_row(op, run, sequence_at(run, 0), 0, scratch, y + tid * field(op, Field.Y_PRIVATE))
+        gather_row(op, run, sequence_at(run, 0), 0, scratch, y + tid * field(op, Head.Y_PRIVATE))
         return
     begin, end = tile_share(rows, tid, n_threads)
     for index in range(field(run, Run.N_SEQUENCES)):
@@ -255,4 +255,4 @@ def gather_attention(op, run, tid, n_threads):
             first = field(sequence, Sequence.FIRST_ROW)
             last = min(first + field(sequence, Sequence.N_ROWS), end * TILE_ROWS)
             for row in range(max(first, begin * TILE_ROWS), last):
-                gather_row(op, run, sequence, row, scratch, y + row * field(op, Field.Y_STRIDE))
+                gather_row(op, run, sequence, row, scratch, y + row * field(op, Head.Y_STRIDE))

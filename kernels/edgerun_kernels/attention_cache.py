@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .kernel import inner
+from .layouts import Attention
 from .linear_products import q8_products
 from .math import ZERO
 from .norm import LARGEST, quantize_tile
-from .record import BLOCK, CHUNK, GROUP, Field
+from .record import BLOCK, CHUNK, GROUP
 from .simd.ops import (
     extract,
     f16_to_f32,
@@ -90,12 +91,12 @@ class Cache(NamedTuple):
 
 @inner
 def padded_16(op):
-    return (field(op, Field.HEAD_DIM) + 15) // 16 * 16
+    return (field(op, Attention.HEAD_DIM) + 15) // 16 * 16
 
 
 @inner
 def padded_32(op):
-    return (field(op, Field.HEAD_DIM) + GROUP - 1) // GROUP * GROUP
+    return (field(op, Attention.HEAD_DIM) + GROUP - 1) // GROUP * GROUP
 
 
 @inner
@@ -186,7 +187,7 @@ def float_cache(stored: str) -> Cache:
     @inner
     def write_key(op, block, lane, key, work):
         narrow(work, key, padded_16(op))
-        copy_column(work, size, block + lane * size, BLOCK * size, field(op, Field.HEAD_DIM))
+        copy_column(work, size, block + lane * size, BLOCK * size, field(op, Attention.HEAD_DIM))
 
     @inner
     def write_value(op, block, lane, value, work):
@@ -194,7 +195,7 @@ def float_cache(stored: str) -> Cache:
 
     @inner
     def read_key(op, block, lane, key):
-        dim, padded = field(op, Field.HEAD_DIM), padded_16(op)
+        dim, padded = field(op, Attention.HEAD_DIM), padded_16(op)
         packed = key + (4 - size) * padded  # at the end of the room, where the wide ones come last
         copy_column(block + lane * size, BLOCK * size, packed, size, dim)
         widen(key, packed, padded)
@@ -208,7 +209,7 @@ def float_cache(stored: str) -> Cache:
     @inner
     def copy(op, source, lane, target, place):
         step = BLOCK * size
-        copy_column(source + lane * size, step, target + place * size, step, field(op, Field.HEAD_DIM))
+        copy_column(source + lane * size, step, target + place * size, step, field(op, Attention.HEAD_DIM))
         copy_column(value_of(op, source, lane), size, value_of(op, target, place), size, padded_16(op))
 
     def queries(rows):
@@ -216,7 +217,7 @@ def float_cache(stored: str) -> Cache:
         def transpose(op, raw, out):
             padded = padded_16(op)
             for q in range(rows):
-                for i in range(field(op, Field.HEAD_DIM)):
+                for i in range(field(op, Attention.HEAD_DIM)):
                     store_f32(out + 4 * (rows * i + q), load_f32(raw + 4 * (q * padded + i)))
 
         return transpose
@@ -227,7 +228,7 @@ def float_cache(stored: str) -> Cache:
 
         @inner
         def run(op, blocks, count, queries, p, work):
-            dim = field(op, Field.HEAD_DIM)
+            dim = field(op, Attention.HEAD_DIM)
             for t in range(0, count, BLOCK * KEY_VECTORS):
                 pair = blocks + 8 * (t // BLOCK)
                 k, other = load_i64(pair), load_i64(pair + 8) - load_i64(pair)

@@ -8,7 +8,8 @@ EXACT_TO on; places between the last run and that step are empty.
 """
 
 from .kernel import inner
-from .record import BLOCK, CHUNK, MAX_CHUNKS, PAGE, Field, LayerState, Mode, Sequence
+from .layouts import Attention
+from .record import BLOCK, CHUNK, MAX_CHUNKS, PAGE, LayerState, Mode, Sequence
 from .simd.ops import field, load_i64, store_i64
 
 PAGES, RUNS = int(Mode.PAGES), int(Mode.RUNS)
@@ -33,15 +34,15 @@ def rows_alike(position, rows):
 @inner
 def layer_state(op, sequence):
     """The address of the LayerState; only where the sequence has a policy."""
-    return field(sequence, Sequence.ATTENTION) + field(op, Field.STATE)
+    return field(sequence, Sequence.ATTENTION) + field(op, Attention.STATE)
 
 
 @inner
 def block_address(op, sequence, kv_head, block):
     """Where positions [16 block, 16 block + 16) of a head lie."""
     page = load_i64(field(sequence, Sequence.PAGES) + 8 * (block // PAGE_BLOCKS))
-    head_bytes = field(op, Field.KV_HEAD_BYTES)
-    return page + field(op, Field.LAYER) + kv_head * head_bytes + block % PAGE_BLOCKS * (head_bytes // PAGE_BLOCKS)
+    head_bytes = field(op, Attention.KV_HEAD_BYTES)
+    return page + field(op, Attention.LAYER) + kv_head * head_bytes + block % PAGE_BLOCKS * (head_bytes // PAGE_BLOCKS)
 
 
 @inner
@@ -135,6 +136,6 @@ def locate(op, sequence, kv_head, start, out):
             store_i64(out + 8 * i, load_i64(blocks + 8 * min(first + i, last)))
         return
     address = block_address(op, sequence, kv_head, (start - runs + first_exact(op, sequence)) // BLOCK)
-    block_bytes = field(op, Field.KV_HEAD_BYTES) // PAGE_BLOCKS
+    block_bytes = field(op, Attention.KV_HEAD_BYTES) // PAGE_BLOCKS
     for i in range(STEP_BLOCKS):  # a step lies within a page
         store_i64(out + 8 * i, address + i * block_bytes)

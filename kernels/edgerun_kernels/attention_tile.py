@@ -17,8 +17,9 @@ from .attention_entries import (
     runs_padded,
 )
 from .kernel import inner
+from .layouts import Attention
 from .math import ONE, ZERO, exp
-from .record import BLOCK, CHUNK, MAX_CHUNKS, Field, LayerState, Run
+from .record import BLOCK, CHUNK, MAX_CHUNKS, LayerState, Run
 from .sequences import position_of, vector_of
 from .simd.ops import (
     extract,
@@ -89,9 +90,9 @@ def normalised(x, w, epsilon, dim, out):
 def rotate_head(op, run, x, norm, position, scale, out):
     """A head of a query or key as it is compared, float32 [head_dim]: with its norm, if it has one (``norm``: the
     address of its weights), then with RoPE, times ``scale``."""
-    dim = field(op, Field.HEAD_DIM)
+    dim = field(op, Attention.HEAD_DIM)
     if norm != 0:
-        normalised(x, norm, field_f64(op, Field.EPSILON), dim, out)
+        normalised(x, norm, field_f64(op, Attention.EPSILON), dim, out)
         x = out
     rotate(x, run, position, dim // 2, scale, out)
 
@@ -128,11 +129,11 @@ def tile_of(cache: Cache, rows: int):
     @inner
     def load(op, run, sequence, q, row, position, head, raw):
         """Writes the query of (row, head) as it is compared to place ``q``."""
-        dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
-        x = field(run, Run.ARENA) + field(op, Field.Q) + row * field(op, Field.Q_STRIDE) + 4 * head * dim
+        dim, padded = field(op, Attention.HEAD_DIM), padded_dim(op)
+        x = field(run, Run.ARENA) + field(op, Attention.Q) + row * field(op, Attention.Q_STRIDE) + 4 * head * dim
         out = raw + 4 * padded * q
-        norm = vector_of(sequence, field(op, Field.Q_NORM), field(op, Field.Q_SITE))
-        rotate_head(op, run, x, norm, position, np.float32(field_f64(op, Field.SCALE)), out)
+        norm = vector_of(sequence, field(op, Attention.Q_NORM), field(op, Attention.Q_SITE))
+        rotate_head(op, run, x, norm, position, np.float32(field_f64(op, Attention.SCALE)), out)
         for i in range(dim, padded):
             store_f32(out + 4 * i, ZERO)
 
@@ -220,7 +221,7 @@ def tile_of(cache: Cache, rows: int):
                 store_i64(blocks + i, load_i64(blocks + NEXT + i))
             if start + CHUNK < n_entries:
                 locate(op, sequence, kv_head, start + CHUNK, blocks + NEXT)
-            elif head >= 0 and kv_head + 1 < field(op, Field.N_KV_HEADS):
+            elif head >= 0 and kv_head + 1 < field(op, Attention.N_KV_HEADS):
                 locate(op, sequence, kv_head + 1, 0, blocks + NEXT)
             limit = n_runs if start < runs_to else end
             count = min(CHUNK, min(end, limit) - start)
@@ -238,14 +239,14 @@ def tile_of(cache: Cache, rows: int):
 
 @inner
 def partial_bytes(op):
-    return 4 * ((field(op, Field.HEAD_DIM) + 31) // 32 * 32 + 16)
+    return 4 * ((field(op, Attention.HEAD_DIM) + 31) // 32 * 32 + 16)
 
 
 @inner
 def row_partials(op, run, row, head):
     """Where the parts of (row, head) lie."""
-    place = row * field(op, Field.N_HEADS) + head
-    return field(run, Run.ARENA) + field(op, Field.PARTIALS) + place * MAX_CHUNKS * partial_bytes(op)
+    place = row * field(op, Attention.N_HEADS) + head
+    return field(run, Run.ARENA) + field(op, Attention.PARTIALS) + place * MAX_CHUNKS * partial_bytes(op)
 
 
 @inner
@@ -287,7 +288,7 @@ def part_tile(cache: Cache, rows: int):
         """The queries from number ``query`` on of those from row ``row`` on, up to ``last_query``, which is repeated:
         their parts ``first`` to ``last - 1``. A row's queries come one behind the other. target: where the queries'
         parts go, one query's behind another's; 0: to where those of each row and head lie."""
-        group = field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS)
+        group = field(op, Attention.N_HEADS) // field(op, Attention.N_KV_HEADS)
         padded = padded_dim(op)
         ends, blocks, state, p, queries = scratch_parts(scratch, rows, padded)
         for q in range(rows):

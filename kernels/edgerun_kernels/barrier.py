@@ -5,8 +5,8 @@ busy, and the system leaves the other where it is.
 """
 
 from .kernel import inner
-from .record import Control
-from .simd.ops import atomic_add, atomic_load, atomic_store, pause, wait_on, wake_all
+from .record import DRAFT_ROWS, Control, Run
+from .simd.ops import atomic_add, atomic_load, atomic_store, field, pause, wait_on, wake_all
 
 PATIENT, IMPATIENT = 20000, 150
 """Pauses before a waiting thread sleeps. Half a millisecond: longer than threads of equal work on processors of
@@ -47,3 +47,9 @@ def wait_for_all(barrier, n_threads, patient):
     while atomic_load(barrier + GENERATION) == generation:
         wait_on(barrier + GENERATION, generation)
     atomic_add(barrier + SLEEPERS, -1)
+
+
+@inner
+def meet(op, run, tid, n_threads):
+    """All threads of a run wait for each other, within an op."""
+    wait_for_all(field(run, Run.BARRIER), n_threads, field(run, Run.N_ROWS) > DRAFT_ROWS)

@@ -11,10 +11,11 @@ import numpy as np
 
 from .column_list import ALL
 from .kernel import inner, op_kernel
+from .layouts import Input
 from .linear import input_address
 from .mask import STRIDE_1, STRIDE_2, SUM, group_values, store_terms
 from .math import ZERO, share
-from .record import GROUP, STATE_HEADER, TILE_HEADER, Field, Run, Skip
+from .record import GROUP, STATE_HEADER, TILE_HEADER, Run, Skip
 from .simd.ops import (
     field,
     field_f64,
@@ -157,7 +158,7 @@ def keep_changes(op, run, tid, n_threads):
     if resting:
         return
     state, worth, value = state_address(skip, run), field(skip, Skip.WORTH), scratch + STATE_HEADER
-    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+    n_groups = (field(op, Input.K) + GROUP - 1) // GROUP
     since, longest = field(run, Run.POSITION) - load_i64(state + REFRESHED), field(skip, Skip.REFRESH)
     afresh = load_i64(state + HOLDS) == 0 or (longest > 0 and since >= longest)
     root, worthy = values(x, n_groups, worth, value)

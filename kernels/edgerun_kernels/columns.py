@@ -9,6 +9,7 @@ ones, and add up integers of their own; ``gather_columns`` joins them. Several r
 
 from .column_fetch import AHEAD, fetch_columns, fetch_first, four_from
 from .kernel import inner, op_kernel
+from .layouts import Head, Input, Matrix, Scratch
 from .linear import finish, input_address, n_rows, output_address
 from .math import ZERO, share
 from .record import (
@@ -20,7 +21,6 @@ from .record import (
     TILE_HEADER,
     TILE_ROWS,
     TILE_SUMS,
-    Field,
     Run,
 )
 from .simd.ops import (
@@ -56,13 +56,13 @@ PART = 32
 @inner
 def matrix(op):
     """Its columns, padded to whole groups, the bytes of one, and the slabs of COLUMN_ROWS rows."""
-    n_slabs = (field(op, Field.N) + COLUMN_ROWS - 1) // COLUMN_ROWS
-    return (field(op, Field.K) + GROUP - 1) // GROUP * GROUP, n_slabs * 64, n_slabs
+    n_slabs = (field(op, Matrix.N) + COLUMN_ROWS - 1) // COLUMN_ROWS
+    return (field(op, Input.K) + GROUP - 1) // GROUP * GROUP, n_slabs * 64, n_slabs
 
 
 @inner
 def scratch_address(op, run, tid):
-    return field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
+    return field(run, Run.ARENA) + field(op, Scratch.SCRATCH) + tid * field(op, Scratch.SCRATCH_PRIVATE)
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def one_row(op, run, tid, n_threads):
     k, _, n_slabs = matrix(op)
     total = n_active(x, k)
     count_columns(run, tid, total)
-    add_columns(field(op, Field.W), k, n_slabs, x, total, tid, n_threads, scratch_address(op, run, tid))
+    add_columns(field(op, Matrix.W), k, n_slabs, x, total, tid, n_threads, scratch_address(op, run, tid))
 
 
 @inner
@@ -198,8 +198,8 @@ def gather_columns(op, run, tid, n_threads):
     if n_rows(op, run) != 1:
         return
     x, y = row_address(op, run, tid), output_address(op, run)
-    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
-    offset, scale = splat_i32(load_i32(x)), splat(load_f32(field(op, Field.D)) * load_f32(x + ROW_SCALES))
+    n_blocks = (field(op, Matrix.N) + ROWS - 1) // ROWS
+    offset, scale = splat_i32(load_i32(x)), splat(load_f32(field(op, Matrix.D)) * load_f32(x + ROW_SCALES))
     for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
         total = offset
         for thread in range(n_threads):
@@ -250,13 +250,13 @@ def several_rows(op, run, tid, n_threads, rows):
     """Threads share the planes of the slabs: 64 weight rows each, or fewer where the matrix ends."""
     k, stride, n_slabs = matrix(op)
     x0, y0 = input_address(op, run, tid), output_address(op, run)
-    x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+    x_stride, y_stride = field(op, Head.X_STRIDE), field(op, Head.Y_STRIDE)
     n_groups, n_tiles = k // GROUP, (rows + TILE_ROWS - 1) // TILE_ROWS
-    d = load_f32(field(op, Field.D))
-    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+    d = load_f32(field(op, Matrix.D))
+    n_blocks = (field(op, Matrix.N) + ROWS - 1) // ROWS
     sums = scratch_address(op, run, tid)
     for unit in range(share(4 * n_slabs, tid, n_threads), share(4 * n_slabs, tid + 1, n_threads)):
-        w, plane, first = field(op, Field.W) + 64 * (unit // 4), unit % 4, 4 * unit
+        w, plane, first = field(op, Matrix.W) + 64 * (unit // 4), unit % 4, 4 * unit
         for part in range(0, n_groups, PART):
             for tile in range(n_tiles):
                 x, kept = x0 + tile * x_stride, sums + tile * TILE_SUMS

@@ -10,8 +10,9 @@ import numpy as np
 from .attention_entries import RUNS, exports, layer_state, mode, runs_end, runs_padded
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
+from .layouts import Attention
 from .math import ZERO, exp, share
-from .record import BLOCK, CHUNK, Field, LayerState, Run, Sequence
+from .record import BLOCK, CHUNK, LayerState, Run, Sequence
 from .sequences import sequence_at
 from .simd.ops import (
     field,
@@ -57,7 +58,7 @@ def step_probabilities(layer, first, n_heads, start, out):
 def spread_runs(op, sequence, layer, kv_head, room):
     """Every position's own share of its run's probability, the largest of the heads that share the runs; positions
     that are no runs keep theirs. room: float32 [CHUNK]."""
-    group = field(op, Field.N_HEADS) // field(op, Field.N_KV_HEADS)
+    group = field(op, Attention.N_HEADS) // field(op, Attention.N_KV_HEADS)
     target = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
     n_runs, padded = runs_end(op, sequence, kv_head), runs_padded(op, sequence, kv_head)
     most = BLOCK * field(layer, LayerState.MOST_BLOCKS)
@@ -82,13 +83,13 @@ def score(op, sequence, layer, first, n_pages, room):
     start = first * BLOCK
     ahead, next_page = field(layer, LayerState.AHEAD), field(layer, LayerState.SPILLED) + 4
     if mode(op, sequence) != RUNS:
-        step_probabilities(layer, 0, field(op, Field.N_HEADS), start, room)
+        step_probabilities(layer, 0, field(op, Attention.N_HEADS), start, room)
     for page in range(first, min(first + CHUNK // BLOCK, n_pages)):
         at = 4 * (page - first) * BLOCK
         best = load_f32x16(room + at)
         if mode(op, sequence) == RUNS:
             best = splat(ZERO)
-            for kv_head in range(field(op, Field.N_KV_HEADS)):
+            for kv_head in range(field(op, Attention.N_KV_HEADS)):
                 tokens = field(layer, LayerState.TOKENS) + 4 * kv_head * field(layer, LayerState.WEIGHTS_STRIDE)
                 best = vmax(load_f32x16(tokens + 4 * start + at), best)
         store_f32(field(layer, LayerState.SCORES) + 4 * page, sum_f32(best))
@@ -138,9 +139,9 @@ def choose(scores, n, budget, recent, chosen):
 def select(op, run, sequence, tid, n_threads):
     """The pages that the sparse layers of a sequence attend to until the next such op."""
     layer, barrier = layer_state(op, sequence), field(run, Run.BARRIER)
-    room = field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
+    room = field(run, Run.ARENA) + field(op, Attention.SCRATCH) + tid * field(op, Attention.SCRATCH_PRIVATE)
     if mode(op, sequence) == RUNS:
-        n_kv_heads = field(op, Field.N_KV_HEADS)
+        n_kv_heads = field(op, Attention.N_KV_HEADS)
         for kv_head in range(share(n_kv_heads, tid, n_threads), share(n_kv_heads, tid + 1, n_threads)):
             spread_runs(op, sequence, layer, kv_head, room)
         wait_for_all(barrier, n_threads, False)

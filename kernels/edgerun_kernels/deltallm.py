@@ -12,8 +12,9 @@ from .attention_cache import Cache, copy_bytes, float_cache, q8_cache
 from .attention_entries import RUNS, block_address, layer_state, mode
 from .barrier import wait_for_all
 from .kernel import inner, op_kernel
+from .layouts import Attention
 from .math import ZERO, share
-from .record import BLOCK, Field, LayerState, Run
+from .record import BLOCK, LayerState, Run
 from .sequences import sequence_at
 from .simd.ops import (
     field,
@@ -87,7 +88,7 @@ def _compact(name: str, cache: Cache):
     @inner
     def compact_head(op, sequence, kv_head, key):
         layer = layer_state(op, sequence)
-        dim, padded = field(op, Field.HEAD_DIM), padded_dim(op)
+        dim, padded = field(op, Attention.HEAD_DIM), padded_dim(op)
         reference, value, work = key + 4 * padded, key + 8 * padded, key + 12 * padded
         most = field(layer, LayerState.MOST_BLOCKS)
         counts, starts = (
@@ -148,8 +149,8 @@ def _compact(name: str, cache: Cache):
         some."""
         if field(run, Run.POLICIES) == 0:
             return
-        scratch = field(run, Run.ARENA) + field(op, Field.SCRATCH) + tid * field(op, Field.SCRATCH_PRIVATE)
-        n_kv_heads, any_head = field(op, Field.N_KV_HEADS), False
+        scratch = field(run, Run.ARENA) + field(op, Attention.SCRATCH) + tid * field(op, Attention.SCRATCH_PRIVATE)
+        n_kv_heads, any_head = field(op, Attention.N_KV_HEADS), False
         for index in range(field(run, Run.N_SEQUENCES)):
             sequence = sequence_at(run, index)
             if mode(op, sequence) != RUNS:

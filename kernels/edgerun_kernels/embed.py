@@ -3,8 +3,9 @@
 import numpy as np
 
 from .kernel import inner, op_kernel
+from .layouts import Head, Input, Matrix
 from .math import share
-from .record import GROUP, ROWS, SUPER_GROUPS, Field, Run
+from .record import GROUP, ROWS, SUPER_GROUPS, Run
 from .simd.ops import extract, f16_to_f32, field, load_f32, load_i16x16, load_i64, load_u8, store_f32
 
 EIGHT = np.float32(8)
@@ -66,10 +67,10 @@ def _embed(name, unpack, group_bytes, column_bytes, d_groups=1):
     """The kernel of one weight format; token ids have been checked against the vocabulary."""
 
     def kernel(op, run, tid, n_threads):
-        y0, stride = field(run, Run.ARENA) + field(op, Field.Y), field(op, Field.Y_STRIDE)
-        k = field(op, Field.K)
+        y0, stride = field(run, Run.ARENA) + field(op, Head.Y), field(op, Head.Y_STRIDE)
+        k = field(op, Input.K)
         n_groups = (k + GROUP - 1) // GROUP
-        w0, d0, m0 = field(op, Field.W), field(op, Field.D), field(op, Field.M)
+        w0, d0, m0 = field(op, Matrix.W), field(op, Matrix.D), field(op, Matrix.M)
         rows = field(run, Run.N_ROWS)
         for row in range(share(rows, tid, n_threads), share(rows, tid + 1, n_threads)):
             token = load_i64(field(run, Run.TOKENS) + 8 * row)

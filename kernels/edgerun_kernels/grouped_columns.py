@@ -27,10 +27,11 @@ from .column_list import (
     places,
 )
 from .kernel import inner
+from .layouts import Input, Matrix, Stacked
 from .linear import finish, output_address
 from .linear_products import MINUS_128
 from .math import ZERO, share
-from .record import GROUP, ROWS, SEGMENT_BYTES, Field, Keep, Run, Skip
+from .record import GROUP, ROWS, SEGMENT_BYTES, Keep, Run, Skip
 from .simd.ops import (
     dot_i8_bias,
     field,
@@ -173,7 +174,7 @@ def _one_row(adding, line_rows, has_minimum, exact):
     @inner
     def kernel(op, skip, run, tid, n_threads):
         scratch = lists_address(skip, run, tid)
-        n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+        n_groups = (field(op, Input.K) + GROUP - 1) // GROUP
         segments, addresses, _, _, masks = places(scratch, n_groups)
         x = multiplied_address(op, skip, run, tid)
         looked = field(skip, Skip.KEEP) == NONZERO or load_i64(scratch + ALL) == 0
@@ -191,7 +192,7 @@ def _one_row(adding, line_rows, has_minimum, exact):
         stack, n_parts = field(skip, Skip.STACK), field(skip, Skip.PARTS)
         sums = field(run, Run.ARENA) + field(skip, Skip.SUMS)
         if exact:
-            sums = state_address(skip, run) + state_sums(field(op, Field.K))
+            sums = state_address(skip, run) + state_sums(field(op, Input.K))
         n_slabs = stack // line_rows
         begin, end = share(n_parts * n_slabs, tid, n_threads), share(n_parts * n_slabs, tid + 1, n_threads)
         if afresh:
@@ -247,9 +248,9 @@ def changed_columns_q4(op, skip, run, tid, n_threads):
 @inner
 def join_sums(op, skip, run, tid, n_threads):
     """A layer's outputs: the sums of the parts of its rows in the stack."""
-    sums = field(run, Run.ARENA) + field(skip, Skip.SUMS) + 4 * field(op, Field.START)
+    sums = field(run, Run.ARENA) + field(skip, Skip.SUMS) + 4 * field(op, Stacked.START)
     stride, n_parts, y = 4 * field(skip, Skip.STACK), field(skip, Skip.PARTS), output_address(op, run)
-    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+    n_blocks = (field(op, Matrix.N) + ROWS - 1) // ROWS
     for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
         acc = load_f32x16(sums + 64 * block)
         for part in range(1, n_parts):
@@ -260,11 +261,11 @@ def join_sums(op, skip, run, tid, n_threads):
 @inner
 def join_running_sums(op, skip, run, tid, n_threads):
     """The same of the session's sums; the first layer of a stack also makes the changes part of its references."""
-    start, stack, n_parts = field(op, Field.START), field(skip, Skip.STACK), field(skip, Skip.PARTS)
-    k = field(op, Field.K)
+    start, stack, n_parts = field(op, Stacked.START), field(skip, Skip.STACK), field(skip, Skip.PARTS)
+    k = field(op, Input.K)
     if start == 0:
         take_changes(skip, run, k, tid, n_threads)
     sums, y = state_address(skip, run) + state_sums(k) + 8 * start, output_address(op, run)
-    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+    n_blocks = (field(op, Matrix.N) + ROWS - 1) // ROWS
     for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
         finish(op, y, block, sum_of_f64(sums + 128 * block, 8 * stack, n_parts))

@@ -9,9 +9,10 @@ and whatever runs beside it.
 """
 
 from .kernel import inner, op_kernel
+from .layouts import Head, Input, Linear, Matrix
 from .linear_products import ONE_BLOCK, Q4, Q4M, Q6K, Q8, TERNARY, TWO_BLOCKS
 from .math import share
-from .record import GROUP, ROWS, TILE_ROWS, Field, Flag, Run
+from .record import GROUP, ROWS, TILE_ROWS, Flag, Run
 from .simd.ops import field, is_wide, load_f32x16, store_f32x16
 from .simd.tiles import Tile, stack_memory
 
@@ -21,7 +22,7 @@ CACHED_TILES = 16
 
 @inner
 def n_rows(op, run):
-    if field(op, Field.FLAGS) & Flag.OUT_ROWS:
+    if field(op, Head.FLAGS) & Flag.OUT_ROWS:
         return field(run, Run.N_OUT)
     return field(run, Run.N_ROWS)
 
@@ -29,27 +30,27 @@ def n_rows(op, run):
 @inner
 def input_address(op, run, tid):
     """Where row 0 of the input lies; with one row running, each thread may have its own copy."""
-    x = field(run, Run.ARENA) + field(op, Field.X)
+    x = field(run, Run.ARENA) + field(op, Head.X)
     if field(run, Run.N_ROWS) == 1:
-        x += tid * field(op, Field.X_PRIVATE)
+        x += tid * field(op, Head.X_PRIVATE)
     return x
 
 
 @inner
 def output_address(op, run):
-    if field(op, Field.FLAGS) & Flag.LOGITS:
+    if field(op, Head.FLAGS) & Flag.LOGITS:
         return field(run, Run.LOGITS)
-    return field(run, Run.ARENA) + field(op, Field.Y)
+    return field(run, Run.ARENA) + field(op, Head.Y)
 
 
 @inner
 def finish(op, y, block, acc):
     """Adds bias and residual to 16 outputs and stores them."""
-    bias = field(op, Field.BIAS)
+    bias = field(op, Linear.BIAS)
     if bias != 0:
         acc = acc + load_f32x16(bias + block * 4 * ROWS)
     address = y + block * 4 * ROWS
-    if field(op, Field.FLAGS) & Flag.ACCUMULATE:
+    if field(op, Head.FLAGS) & Flag.ACCUMULATE:
         acc = acc + load_f32x16(address)
     store_f32x16(address, acc)
 
@@ -73,7 +74,7 @@ def _kernel(fmt):
 
     @inner
     def several_rows(op, rows, x, y, first, last, n_groups, w0, d0, m0):
-        x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
+        x_stride, y_stride = field(op, Head.X_STRIDE), field(op, Head.Y_STRIDE)
         stride, d_stride, m_stride = n_groups * group_bytes, scale_bytes(n_groups), n_groups * 32
         out = tile_memory()
         n_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
@@ -116,8 +117,8 @@ def _kernel(fmt):
     @inner
     def some_blocks(op, run, tid, rows, first, last, w):
         x, y = input_address(op, run, tid), output_address(op, run)
-        n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
-        d, m = field(op, Field.D), field(op, Field.M)
+        n_groups = (field(op, Input.K) + GROUP - 1) // GROUP
+        d, m = field(op, Matrix.D), field(op, Matrix.M)
         if rows == 1:
             one_row(op, x, y, first, last, n_groups, w, d, m)
         else:
@@ -125,9 +126,9 @@ def _kernel(fmt):
 
     @inner
     def kernel(op, run, tid, n_threads):
-        n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+        n_blocks = (field(op, Matrix.N) + ROWS - 1) // ROWS
         first, last = share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)
-        some_blocks(op, run, tid, n_rows(op, run), first, last, field(op, Field.W))
+        some_blocks(op, run, tid, n_rows(op, run), first, last, field(op, Matrix.W))
 
     return kernel, some_blocks
 
@@ -139,7 +140,7 @@ ternary, ternary_blocks = _kernel(TERNARY)
 @inner
 def dense_q4(op, run, tid, n_threads):
     """4-bit weights, symmetric or with minima. Of this and the others the ops are in ``projection``."""
-    if field(op, Field.M) == 0:
+    if field(op, Matrix.M) == 0:
         q4(op, run, tid, n_threads)
     else:
         q4m(op, run, tid, n_threads)

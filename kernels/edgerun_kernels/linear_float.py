@@ -7,9 +7,10 @@ that a weight is unpacked once for four products.
 import numpy as np
 
 from .kernel import inner, op_kernel
+from .layouts import Head, Input, Matrix
 from .linear import finish, input_address, n_rows, output_address
 from .math import ZERO, share
-from .record import GROUP, ROWS, SUPER_GROUPS, Field
+from .record import GROUP, ROWS, SUPER_GROUPS
 from .simd.ops import (
     f16_to_f32,
     field,
@@ -104,11 +105,11 @@ def _linear(name, tile, group_bytes, column_bytes, d_groups=1):
     def kernel(op, run, tid, n_threads):
         rows = n_rows(op, run)
         x0, y0 = input_address(op, run, tid), output_address(op, run)
-        x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
-        n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
-        k = field(op, Field.K)
+        x_stride, y_stride = field(op, Head.X_STRIDE), field(op, Head.Y_STRIDE)
+        n_blocks = (field(op, Matrix.N) + ROWS - 1) // ROWS
+        k = field(op, Input.K)
         n_groups = (k + GROUP - 1) // GROUP
-        w0, d0, m0 = field(op, Field.W), field(op, Field.D), field(op, Field.M)
+        w0, d0, m0 = field(op, Matrix.W), field(op, Matrix.D), field(op, Matrix.M)
         for part in range(0, rows, 32):
             end = min(part + 32, rows)
             for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):

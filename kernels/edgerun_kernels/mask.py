@@ -7,10 +7,11 @@ import numpy as np
 
 from .column_list import ALL
 from .kernel import inner, op_kernel
+from .layouts import Input
 from .linear import input_address
 from .math import ZERO
 from .norm import SECOND, store_offsets
-from .record import GROUP, ROW_SCALES, TILE_HEADER, Field, Skip, first_stride, second_stride
+from .record import GROUP, ROW_SCALES, TILE_HEADER, Skip, first_stride, second_stride
 from .simd.ops import (
     field,
     field_f64,
@@ -192,7 +193,7 @@ def keep_large(op, run, tid, n_threads):
     if skip == 0:
         return
     x, y, scratch = input_address(op, run, tid), kept_address(skip, run, tid), lists_address(skip, run, tid)
-    size, k = scratch + HEADER, field(op, Field.K)
+    size, k = scratch + HEADER, field(op, Input.K)
     n_groups = (k + GROUP - 1) // GROUP
     if wants_all(skip, x, n_groups, k):
         store_i64(scratch + ALL, 1)
@@ -233,7 +234,7 @@ def keep_large_row(op, run, tid, n_threads):
     if skip == 0:
         return
     x, y, scratch = input_address(op, run, tid), kept_address(skip, run, tid), lists_address(skip, run, tid)
-    size, k = scratch + HEADER, field(op, Field.K)
+    size, k = scratch + HEADER, field(op, Input.K)
     n_groups = (k + GROUP - 1) // GROUP
     if row_wants_all(skip, x, n_groups, k):
         store_i64(scratch + ALL, 1)

@@ -6,7 +6,8 @@ import numpy as np
 
 from .load import Kernels
 from .memory import aligned
-from .record import Field, Op, Run
+from .record import Run
+from .registry import Op, record
 from .team import Team
 
 BYTES = 1 << 28
@@ -17,8 +18,7 @@ def read_bandwidth(kernels: Kernels, n_threads: int, repeats: int = 5) -> float:
     """The best of ``repeats`` sequential reads of 256 MiB by ``n_threads`` threads, in GB/s (1e9 bytes)."""
     memory = np.ones(BYTES, np.uint8)
     arena = aligned(64 * n_threads)
-    tape, run = np.zeros(Field.COUNT, np.int64), np.zeros(Run.COUNT, np.int64)
-    tape[Field.CODE], tape[Field.W], tape[Field.N] = Op.READ_MEMORY, memory.ctypes.data, BYTES // 64
+    tape, run = record(Op.READ_MEMORY, W=memory.ctypes.data, LINES=BYTES // 64), np.zeros(Run.COUNT, np.int64)
     run[Run.ARENA], run[Run.N_ROWS] = arena.ctypes.data, 2  # several rows: all threads, whatever runs beside them
     team = Team(kernels, n_threads)
     best = 0.0

@@ -1,8 +1,9 @@
 """The gated MLP's activations: silu(gate) * up, and relu(gate)**2 * up."""
 
 from .kernel import inner, op_kernel
+from .layouts import Gate, Head
 from .math import ZERO, share, silu
-from .record import ROWS, Field, Run
+from .record import ROWS, Run
 from .simd.ops import field, load_f32x16, splat, store_f32x16, vmax
 
 
@@ -17,9 +18,9 @@ def _gated(name, activation):
 
     def kernel(op, run, tid, n_threads):
         arena = field(run, Run.ARENA)
-        x0, up0 = arena + field(op, Field.X), arena + field(op, Field.UP)
-        stride = field(op, Field.X_STRIDE)
-        n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+        x0, up0 = arena + field(op, Head.X), arena + field(op, Gate.UP)
+        stride = field(op, Head.X_STRIDE)
+        n_blocks = (field(op, Gate.N) + ROWS - 1) // ROWS
         for row in range(field(run, Run.N_ROWS)):
             x, up = x0 + row * stride, up0 + row * stride
             for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):

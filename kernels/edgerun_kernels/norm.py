@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 
 from .kernel import inner, op_kernel
+from .layouts import Head, Input, Norm, Quantize
 from .linear import input_address, n_rows
 from .math import ZERO, share
 from .record import (
@@ -14,7 +15,6 @@ from .record import (
     SECOND_TERM,
     TILE_HEADER,
     TILE_ROWS,
-    Field,
     Flag,
     Run,
     Sequence,
@@ -73,9 +73,9 @@ def row_share(run, rows, tid, n_threads):
 
 @inner
 def private_output(op, run, tid):
-    y = field(run, Run.ARENA) + field(op, Field.Y)
+    y = field(run, Run.ARENA) + field(op, Head.Y)
     if field(run, Run.N_ROWS) == 1:
-        y += tid * field(op, Field.Y_PRIVATE)
+        y += tid * field(op, Head.Y_PRIVATE)
     return y
 
 
@@ -96,9 +96,9 @@ def norm_row(x, y, w, k, epsilon):
 def rms_norm(op, run, tid, n_threads):
     """y = x / sqrt(mean(x**2) + epsilon) * w; x, y and w padded with zeros to whole groups; w may be a variant's."""
     x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
-    x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
-    k, epsilon = field(op, Field.K), field_f64(op, Field.EPSILON)
-    last_rows = field(op, Field.FLAGS) & Flag.LAST_ROWS
+    x_stride, y_stride = field(op, Head.X_STRIDE), field(op, Head.Y_STRIDE)
+    k, epsilon = field(op, Input.K), field_f64(op, Norm.EPSILON)
+    last_rows = field(op, Head.FLAGS) & Flag.LAST_ROWS
     begin, end = row_share(run, n_rows(op, run), tid, n_threads)
     for index in range(field(run, Run.N_SEQUENCES)):
         sequence = sequence_at(run, index)
@@ -108,7 +108,7 @@ def rms_norm(op, run, tid, n_threads):
             above = field(sequence, Sequence.FIRST_ROW) + field(sequence, Sequence.N_ROWS) - last
         w = site_of(op, sequence)
         if w == 0:
-            w = field(op, Field.W)
+            w = field(op, Norm.W)
         for row in range(max(first, begin), min(last, end)):
             norm_row(x0 + (row + above) * x_stride, y0 + row * y_stride, w, k, epsilon)
 
@@ -210,9 +210,9 @@ def quantize(op, run, tid, n_threads):
     """
     rows = n_rows(op, run)
     x, y = input_address(op, run, tid), private_output(op, run, tid)
-    x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
-    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
-    threshold = np.float32(field_f64(op, Field.THRESHOLD))
+    x_stride, y_stride = field(op, Head.X_STRIDE), field(op, Head.Y_STRIDE)
+    n_groups = (field(op, Input.K) + GROUP - 1) // GROUP
+    threshold = np.float32(field_f64(op, Quantize.THRESHOLD))
     first, last = tile_share(rows, tid, n_threads)
     if rows == 1:
         if field(run, Run.N_ROWS) == 1 or first < last:
@@ -249,8 +249,8 @@ def quantize_rows(op, run, tid, n_threads):
     as BitNet's activations are in training (arXiv 2402.17764); max|x| counts as 1e-5 at least."""
     rows = n_rows(op, run)
     x0, y0 = input_address(op, run, tid), private_output(op, run, tid)
-    x_stride, y_stride = field(op, Field.X_STRIDE), field(op, Field.Y_STRIDE)
-    n_groups = (field(op, Field.K) + GROUP - 1) // GROUP
+    x_stride, y_stride = field(op, Head.X_STRIDE), field(op, Head.Y_STRIDE)
+    n_groups = (field(op, Input.K) + GROUP - 1) // GROUP
     first, last = tile_share(rows, tid, n_threads)
     if rows == 1:
         if field(run, Run.N_ROWS) == 1 or first < last:

@@ -1,4 +1,5 @@
-"""The records that the compiled code reads: one per op of the tape, one per run, one per team. All fields are int64.
+"""The records that the compiled code reads beside ops' own (see ``layouts``): one per run, per sequence, per team. All
+fields are int64.
 
 An op record says what to do, with absolute addresses for weights and byte offsets into the session's arena for
 activations; a run record says for which session, how many rows and at which position. Kernels trust both.
@@ -35,92 +36,6 @@ WINDOW_BYTES = 512
 
 SECOND_TERM = 254
 """An activation is scale * first, and where there is a second term scale * (first + second / SECOND_TERM)."""
-
-
-class Op(IntEnum):
-    """What an op record does; every op is a kernel with the signature ``(op, run, tid, n_threads)``."""
-
-    EMBED_Q4 = 1
-    EMBED_Q8 = 2
-    EMBED_F32 = 3
-    RMS_NORM = 4
-    QUANTIZE = 5
-    LINEAR_Q4 = 6
-    LINEAR_Q8 = 7
-    LINEAR_F32 = 8
-    LINEAR_Q4_FLOAT = 9
-    LINEAR_Q8_FLOAT = 10
-    ATTENTION_F16 = 11
-    ATTENTION_F32 = 12
-    ATTENTION_Q8 = 13
-    GATHER_ATTENTION = 14
-    SWIGLU = 15
-    READ_MEMORY = 16
-    EMBED_Q6K = 17
-    LINEAR_Q6K = 18
-    LINEAR_Q6K_FLOAT = 19
-    LINEAR_TERNARY = 20
-    QUANTIZE_ROWS = 21
-    SQUARED_RELU = 22
-    LINEAR_TERNARY_COLUMNS = 23
-    GATHER_COLUMNS = 24
-    LINEAR_TERNARY_TRIPLES = 25
-    COMPACT_F16 = 30
-    COMPACT_F32 = 31
-    COMPACT_Q8 = 32
-    SELECT_PAGES = 33
-    SKIP_COLUMNS = 50
-
-
-class Field(IntEnum):
-    """Indexes into an op record. Offsets and strides are in bytes."""
-
-    CODE = 0
-    BARRIER = 1  # 0 none, 1 after every run, 2 only when several rows run (one row is computed by every thread itself),
-    # 3 only where a session's policy has chosen columns
-    X = 2  # arena offset of the input
-    X_STRIDE = 3  # from row to row; of quantised activations from tile to tile
-    X_PRIVATE = 4  # from thread to thread when one row runs; 0: shared
-    Y = 5
-    Y_STRIDE = 6
-    Y_PRIVATE = 7
-    W = 8  # address of the weights
-    D = 9  # address of the scales, float16; of ternary weights one float32
-    M = 10  # address of the minima, float16, or of q6k's int8 factors; 0: neither
-    BIAS = 11  # address, float32, padded to ROWS; 0: none
-    N = 12  # output features
-    K = 13  # input features
-    FLAGS = 14  # bit set of Flag
-    EPSILON = 15  # float64 bits
-    Q = 16  # attention: arena offsets of q, k, v
-    KEY = 17
-    VALUE = 18
-    Q_STRIDE = 19
-    KV_STRIDE = 20
-    N_HEADS = 21
-    N_KV_HEADS = 22
-    HEAD_DIM = 23
-    LAYER = 24  # byte offset of this layer within a page
-    SCALE = 25  # float64 bits
-    PARTIALS = 26  # arena offset of the decode partials
-    SCRATCH = 27  # arena offset of the threads' scratch
-    SCRATCH_PRIVATE = 28  # from thread to thread
-    UP = 29  # SwiGLU: arena offset of the second input
-    THRESHOLD = 30  # float64 bits; quantisation: groups whose largest is above this times the row's rms get two terms
-    KV_HEAD_BYTES = 31  # of one layer's key/value head in a page
-    Q_NORM = 8  # attention, in the weights' places: addresses, float32 [head_dim], of the RMS norms of queries and
-    STATE = 9  # byte offset of this layer's LayerState in the sequence's ATTENTION
-    K_NORM = 10  # keys of every head, before RoPE; 0: none
-    Q_SITE = 29  # the indexes of these norms in a sequence's VARIANT
-    K_SITE = 30
-    INPUT = 15  # linear layers, in attention's places: arena offset of the input in float32,
-    INPUT_STRIDE = 30  # bytes from row to row
-    INPUT_PRIVATE = 31  # and, when one row runs, from thread to thread
-    SITE = 26  # where Flag.SITE is set, the index of the weight in a sequence's VARIANT
-    PROJECTION = 16  # linear layers and SKIP_COLUMNS, in attention's places: which Skip of the run's SPARSITY is
-    # theirs; 0: none
-    START = 20  # the layer's first row in the stack of its projection
-    COUNT = 32
 
 
 class Flag(IntEnum):

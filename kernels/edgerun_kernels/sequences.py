@@ -1,7 +1,8 @@
 """The sequences of a run: which rows are whose, where in its sequence a row stands, what a variant does to it."""
 
 from .kernel import inner
-from .record import Field, Flag, Run, Sequence
+from .layouts import Head, Varied
+from .record import Flag, Run, Sequence
 from .simd.ops import field, load_i64
 
 SEQUENCE_BYTES = 8 * int(Sequence.COUNT)
@@ -23,7 +24,7 @@ def position_of(sequence, row):
 def rows_of(op, sequence):
     """The first of a sequence's rows, and behind its last: of all that run, or for ops over the rows whose logits are
     wanted, of those."""
-    if field(op, Field.FLAGS) & Flag.OUT_ROWS:
+    if field(op, Head.FLAGS) & Flag.OUT_ROWS:
         first = field(sequence, Sequence.FIRST_OUT)
         return first, first + field(sequence, Sequence.N_OUT)
     first = field(sequence, Sequence.FIRST_ROW)
@@ -34,9 +35,9 @@ def rows_of(op, sequence):
 def site_of(op, sequence):
     """What the sequence's variant does to the op's weight: an address (see ``record.Site``), 0 for nothing."""
     variant = field(sequence, Sequence.VARIANT)
-    if variant == 0 or field(op, Field.FLAGS) & Flag.SITE == 0:
+    if variant == 0 or field(op, Head.FLAGS) & Flag.SITE == 0:
         return 0
-    return load_i64(variant + 8 * field(op, Field.SITE))
+    return load_i64(variant + 8 * field(op, Varied.SITE))
 
 
 @inner

@@ -2,8 +2,9 @@
 
 from .column_list import CHOSEN
 from .kernel import inner
+from .layouts import Projected
 from .linear import input_address
-from .record import Field, Keep, Run, Skip
+from .record import Keep, Run, Skip
 from .simd.ops import field, load_i64
 
 SKIP_BYTES = 8 * int(Skip.COUNT)
@@ -16,7 +17,7 @@ def policy(op, run):
     table = field(run, Run.SPARSITY)
     if table == 0 or field(run, Run.N_ROWS) != 1:
         return 0
-    skip = table + SKIP_BYTES * field(op, Field.PROJECTION)
+    skip = table + SKIP_BYTES * field(op, Projected.PROJECTION)
     return 0 if field(skip, Skip.KEEP) == ALL_COLUMNS else skip
 
 

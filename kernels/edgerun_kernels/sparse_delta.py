@@ -15,9 +15,10 @@ import numpy as np
 
 from .embed import signed
 from .kernel import inner, op_kernel
+from .layouts import Head, Input, Linear, Matrix
 from .linear import output_address
 from .math import ZERO, share
-from .record import ROWS, Field, Run, Sequence, Site, Term
+from .record import ROWS, Run, Sequence, Site, Term
 from .sequences import rows_of, sequence_at, site_of
 from .simd.ops import (
     extract,
@@ -189,7 +190,7 @@ def _in_windows(look, bits):
     @inner
     def kernel(term, op, rows, x0, y0, first, last):
         window = field(term, Term.WINDOW)
-        n_steps = (field(op, Field.K) + window - 1) // window
+        n_steps = (field(op, Input.K) + window - 1) // window
         stride = (n_steps + per_unit - 1) // per_unit * unit
         w0 = field(term, Term.W)
         if rows == 1 and in_order:
@@ -210,7 +211,7 @@ def _in_windows(look, bits):
                 if left > 2:
                     add_to(term, y0, block + 3, d)
             return
-        x_stride, y_stride = field(op, Field.INPUT_STRIDE), field(op, Field.Y_STRIDE)
+        x_stride, y_stride = field(op, Linear.INPUT_STRIDE), field(op, Head.Y_STRIDE)
         for block in range(first, last):
             for row in range(0, rows, 4):
                 left = rows - row - 1
@@ -256,7 +257,7 @@ def one_in_gaps(w, n_units, bits, x):
 @inner
 def in_gaps(term, op, rows, x0, y0, first, last):
     bits, starts = field(term, Term.BITS), field(term, Term.M)
-    x_stride, y_stride = field(op, Field.INPUT_STRIDE), field(op, Field.Y_STRIDE)
+    x_stride, y_stride = field(op, Linear.INPUT_STRIDE), field(op, Head.Y_STRIDE)
     for block in range(first, last):
         start = np.int64(load_i32(starts + 4 * block))
         n_units = np.int64(load_i32(starts + 4 * block + 4)) - start
@@ -324,7 +325,7 @@ def add_row(term, k, token, y):
 @inner
 def add_bias(op, site, rows, y, first, last):
     """What a variant adds to the outputs, whatever the input."""
-    bias, stride = field(site, Site.BIAS), field(op, Field.Y_STRIDE)
+    bias, stride = field(site, Site.BIAS), field(op, Head.Y_STRIDE)
     if bias != 0:
         for row in range(rows):
             for block in range(first, last):
@@ -336,11 +337,11 @@ def add_bias(op, site, rows, y, first, last):
 def variant_linear(op, run, tid, n_threads):
     """Behind a linear layer: what the variants of the sequences do to its outputs, whose blocks of 16 features threads
     have shared out as here. Neighbours with one variant go through its weights together."""
-    n_blocks = (field(op, Field.N) + ROWS - 1) // ROWS
+    n_blocks = (field(op, Matrix.N) + ROWS - 1) // ROWS
     begin, end = share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)
-    x0, y0 = field(run, Run.ARENA) + field(op, Field.INPUT), output_address(op, run)
+    x0, y0 = field(run, Run.ARENA) + field(op, Linear.INPUT), output_address(op, run)
     if field(run, Run.N_ROWS) == 1:
-        x0 += tid * field(op, Field.INPUT_PRIVATE)
+        x0 += tid * field(op, Linear.INPUT_PRIVATE)
     index, count = 0, field(run, Run.N_SEQUENCES)
     while index < count:
         sequence = sequence_at(run, index)
@@ -351,7 +352,7 @@ def variant_linear(op, run, tid, n_threads):
             index += 1
         site = site_of(op, sequence)
         if site != 0 and first < last:
-            x, y = x0 + first * field(op, Field.INPUT_STRIDE), y0 + first * field(op, Field.Y_STRIDE)
+            x, y = x0 + first * field(op, Linear.INPUT_STRIDE), y0 + first * field(op, Head.Y_STRIDE)
             add_bias(op, site, last - first, y, begin, end)
             for i in range(field(site, Site.N_TERMS)):
                 product(site + TERMS_AT + TERM_BYTES * i, op, last - first, x, y, begin, end)
@@ -360,8 +361,8 @@ def variant_linear(op, run, tid, n_threads):
 @op_kernel
 def variant_embed(op, run, tid, n_threads):
     """Behind an embedding: the tokens' rows of the sparse deltas; token ids have been checked."""
-    y, stride = field(run, Run.ARENA) + field(op, Field.Y), field(op, Field.Y_STRIDE)
-    rows, k = field(run, Run.N_ROWS), field(op, Field.K)
+    y, stride = field(run, Run.ARENA) + field(op, Head.Y), field(op, Head.Y_STRIDE)
+    rows, k = field(run, Run.N_ROWS), field(op, Input.K)
     begin, end = share(rows, tid, n_threads), share(rows, tid + 1, n_threads)
     for index in range(field(run, Run.N_SEQUENCES)):
         sequence = sequence_at(run, index)

@@ -7,9 +7,10 @@ MOST are left it sums up nothing: the layers multiply by all columns, of the inp
 from .column_list import ALL, CHOSEN
 from .columns import add_columns, count_columns, n_active
 from .kernel import inner
+from .layouts import Input, Matrix, Stacked
 from .linear import finish, output_address
 from .math import ZERO, share
-from .record import COLUMN_ROWS, GROUP, ROW_SCALES, ROWS, TILE_HEADER, Field, Keep, Skip
+from .record import COLUMN_ROWS, GROUP, ROW_SCALES, ROWS, TILE_HEADER, Keep, Skip
 from .simd.ops import field, fma, load_f32, load_i32, load_i32x16, load_i64, splat, splat_i32, store_i64, to_float
 from .skip import lists_address, multiplied_address
 
@@ -22,7 +23,7 @@ SUMS = 64
 def columns_ternary(op, skip, run, tid, n_threads):
     """A thread's share of the columns of a stack, to the sums in its scratch."""
     x, scratch = multiplied_address(op, skip, run, tid) + TILE_HEADER, lists_address(skip, run, tid)
-    k, n_slabs = (field(op, Field.K) + GROUP - 1) // GROUP * GROUP, field(skip, Skip.STACK) // COLUMN_ROWS
+    k, n_slabs = (field(op, Input.K) + GROUP - 1) // GROUP * GROUP, field(skip, Skip.STACK) // COLUMN_ROWS
     looked = field(skip, Skip.KEEP) == NONZERO or load_i64(scratch + ALL) == 0
     total = n_active(x, k) if looked else k
     chosen = total <= field(skip, Skip.MOST)
@@ -36,8 +37,8 @@ def columns_ternary(op, skip, run, tid, n_threads):
 def join_ternary_sums(op, skip, run, tid, n_threads):
     """A layer's outputs: what the threads summed up of its rows in the stack, added and scaled."""
     x, y = multiplied_address(op, skip, run, tid), output_address(op, run)
-    n_blocks, start = (field(op, Field.N) + ROWS - 1) // ROWS, SUMS + 4 * field(op, Field.START)
-    offset, scale = splat_i32(load_i32(x)), splat(load_f32(field(op, Field.D)) * load_f32(x + ROW_SCALES))
+    n_blocks, start = (field(op, Matrix.N) + ROWS - 1) // ROWS, SUMS + 4 * field(op, Stacked.START)
+    offset, scale = splat_i32(load_i32(x)), splat(load_f32(field(op, Matrix.D)) * load_f32(x + ROW_SCALES))
     for block in range(share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)):
         total = offset
         for thread in range(n_threads):

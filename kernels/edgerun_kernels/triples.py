@@ -8,6 +8,7 @@ are taken in parts, one after the other for all rows, as they lie. Everywhere el
 
 from .columns import scratch_address
 from .kernel import inner
+from .layouts import Input, Matrix
 from .linear import finish, input_address, n_rows, output_address, ternary_blocks
 from .math import ZERO, share
 from .record import (
@@ -19,7 +20,6 @@ from .record import (
     UNIT_BYTES,
     UNIT_COLUMNS,
     UNIT_ROWS,
-    Field,
     units_a_part,
 )
 from .simd.ops import (
@@ -80,18 +80,18 @@ def add_part(w, tables, n_units, first, n_blocks, sums):
 
 @inner
 def one_row(op, run, tid, first, last):
-    x, y, k = input_address(op, run, tid), output_address(op, run), field(op, Field.K)
-    n_blocks = (field(op, Field.N) + UNIT_ROWS - 1) // UNIT_ROWS
+    x, y, k = input_address(op, run, tid), output_address(op, run), field(op, Input.K)
+    n_blocks = (field(op, Matrix.N) + UNIT_ROWS - 1) // UNIT_ROWS
     n_units = units_a_part(k)
     sums, tables = scratch_address(op, run, tid), tables_memory()
     part = 0
     while part * n_units * UNIT_COLUMNS < k:
         make_tables(x + TILE_HEADER, k, part * n_units, (part + 1) * n_units, tables)
-        w = field(op, Field.W) + (part * n_blocks + first) * n_units * UNIT_BYTES
+        w = field(op, Matrix.W) + (part * n_blocks + first) * n_units * UNIT_BYTES
         add_part(w, tables, n_units, part == 0, last - first, sums)
         part += 1
-    scale = splat(load_f32(field(op, Field.D)) * load_f32(x + ROW_SCALES))
-    n_outputs = (field(op, Field.N) + ROWS - 1) // ROWS
+    scale = splat(load_f32(field(op, Matrix.D)) * load_f32(x + ROW_SCALES))
+    n_outputs = (field(op, Matrix.N) + ROWS - 1) // ROWS
     for block in range(2 * first, min(2 * last, n_outputs)):
         total = load_i32x16(sums + 64 * (block - 2 * first))
         finish(op, y, block, fma(scale, to_float(total), splat(ZERO)))
@@ -101,14 +101,14 @@ def one_row(op, run, tid, first, last):
 def expand(op, block, to):
     """The 2-bit form of a block, as ``ternary`` weights lie. Backwards: what the last unit of rows 0..15 writes beyond
     its group is then where the first of rows 16..31 is written."""
-    k = field(op, Field.K)
-    n_blocks, n_units = (field(op, Field.N) + UNIT_ROWS - 1) // UNIT_ROWS, units_a_part(k)
+    k = field(op, Input.K)
+    n_blocks, n_units = (field(op, Matrix.N) + UNIT_ROWS - 1) // UNIT_ROWS, units_a_part(k)
     stride = (k + GROUP - 1) // GROUP * 128
     unit = (k + UNIT_COLUMNS - 1) // UNIT_COLUMNS - 1
     while unit >= 0:
         place = (unit // n_units * n_blocks + block) * n_units + unit % n_units
         target = to + 192 * unit
-        expand_unit(field(op, Field.W) + place * UNIT_BYTES, target, target + stride)
+        expand_unit(field(op, Matrix.W) + place * UNIT_BYTES, target, target + stride)
         unit -= 1
     return stride
 
@@ -117,12 +117,12 @@ def expand(op, block, to):
 def dense_ternary_triples(op, run, tid, n_threads):
     """Ternary weights in codes of three."""
     rows = n_rows(op, run)
-    n_blocks = (field(op, Field.N) + UNIT_ROWS - 1) // UNIT_ROWS
+    n_blocks = (field(op, Matrix.N) + UNIT_ROWS - 1) // UNIT_ROWS
     first, last = share(n_blocks, tid, n_threads), share(n_blocks, tid + 1, n_threads)
     if rows == 1 and has_lookup_i16() != 0:
         one_row(op, run, tid, first, last)
         return
-    n_outputs = (field(op, Field.N) + ROWS - 1) // ROWS
+    n_outputs = (field(op, Matrix.N) + ROWS - 1) // ROWS
     buffer = scratch_address(op, run, tid)
     for block in range(first, last):
         stride = expand(op, block, buffer)

@@ -11,8 +11,10 @@ import pytest
 from edgerun import Model
 from edgerun.calibration.capture import Capture
 from edgerun.calibration.output import OutputProjection
-from edgerun_kernels.record import Field, Op, Run
+from edgerun_kernels.layouts import Attention, Head
+from edgerun_kernels.record import Run
 from edgerun_kernels.reference import attention
+from edgerun_kernels.registry import Op
 from tests.package import tiny
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, 90, 330)]
@@ -26,12 +28,12 @@ def test_attention_of_what_is_recorded(package: Path, cache: str, threads: int) 
         capture = Capture(model, TOKENS, positions)
         outputs: dict[int, np.ndarray] = {}
         ops = model.tape.ops
-        gathers = [i for i, op in enumerate(ops) if op[Field.CODE] == Op.GATHER_ATTENTION]
+        gathers = [i for i, op in enumerate(ops) if op[Head.CODE] == Op.GATHER_ATTENTION]
 
         def read(run: np.ndarray, index: int) -> None:
             op, rows = ops[index], int(run[Run.N_ROWS])
-            width, stride = int(op[Field.N_HEADS] * op[Field.HEAD_DIM]), int(op[Field.Y_STRIDE]) // 4
-            address = int(run[Run.ARENA] + op[Field.Y])
+            width, stride = int(op[Attention.N_HEADS] * op[Attention.HEAD_DIM]), int(op[Head.Y_STRIDE]) // 4
+            address = int(run[Run.ARENA] + op[Head.Y])
             y = np.ctypeslib.as_array((ctypes.c_float * (rows * stride)).from_address(address))
             outputs[index] = y.reshape(rows, stride)[:, :width].copy()
 

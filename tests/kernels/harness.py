@@ -17,10 +17,12 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from edgerun_kernels.layouts import RECORD_FIELDS, Head
 from edgerun_kernels.load import Kernels, kernels
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import Field, Run, Sequence, Skip
+from edgerun_kernels.record import Run, Sequence, Skip
 from edgerun_kernels.reference import Quantised, QuantisedRows, activation_tiles, row_tiles
+from edgerun_kernels.registry import Op, put
 from edgerun_kernels.targets import usable
 from edgerun_kernels.team import Team
 
@@ -91,11 +93,11 @@ class Memory:
         padded[:, : values.shape[1]] = values
         return padded
 
-    def op(self, **fields: Array | float | int) -> int:
-        """An op record's address; arrays stand for their addresses, floats for their bits."""
-        record = aligned(8 * Field.COUNT).view(np.int64)
-        for name, value in fields.items():
-            record[Field[name]] = _integer(value)
+    def op(self, op: Op | str, **fields: Array | float | int) -> int:
+        """A record's address; arrays stand for their addresses, floats for their bits. op: or its kernel."""
+        record = aligned(8 * RECORD_FIELDS).view(np.int64)
+        record[Head.CODE] = Op[op.upper()] if isinstance(op, str) else op
+        put(record, **{name: _integer(value) for name, value in fields.items()})
         self._kept += [record, *(v for v in fields.values() if isinstance(v, np.ndarray))]
         return address(record)
 
@@ -142,7 +144,7 @@ class Memory:
 
 def tape(*ops: int) -> Array:
     """The op records at these addresses, one behind the other."""
-    kind = ctypes.c_int64 * Field.COUNT
+    kind = ctypes.c_int64 * RECORD_FIELDS
     return np.stack([np.ctypeslib.as_array(kind.from_address(op)) for op in ops])
 
 
@@ -185,7 +187,7 @@ def loaded(isa: str) -> Kernels:
 
 
 def linear_op(
-    memory: Memory, x: Array, y: Array, weights: dict[str, Array], n: int, k: int, **fields: Array | int
+    memory: Memory, op: Op | str, x: Array, y: Array, weights: dict[str, Array], n: int, k: int, **fields: Array | int
 ) -> int:
     """The record of a linear layer or, with x unused, of an embedding; ``weights`` as ``layout.pack`` gives them."""
     payload = weights["w" if "w" in weights else "q"]
@@ -193,7 +195,7 @@ def linear_op(
         if suffix in weights:
             fields[field] = memory.hold(weights[suffix])
     shared = {"X": x, "X_STRIDE": stride(x), "Y": y, "Y_STRIDE": stride(y), "N": n, "K": k}
-    return memory.op(**{**shared, "W": memory.hold(payload), **fields})
+    return memory.op(op, **{**shared, "W": memory.hold(payload), **fields})
 
 
 def activations(memory: Memory, x: Quantised | QuantisedRows, copies: int = 1) -> Array:

@@ -26,7 +26,7 @@ def test_every_half_becomes_its_float(isa: str) -> None:
     weights = {"q": ones, "d": halves.reshape(4096, 1, 16)}
     with Memory() as memory:
         y = memory.room((65536, 1), np.float32)
-        op = linear_op(memory, y, y, weights, 65536, 1)
+        op = linear_op(memory, "embed_q8", y, y, weights, 65536, 1)
         call(isa, "embed_q8", op, memory.run(N_ROWS=65536, TOKENS=memory.hold(np.arange(65536))))
         nan = np.isnan(halves)
         same_bits(y[~nan, 0], halves[~nan].astype(np.float32))
@@ -58,8 +58,8 @@ def test_floats_become_the_nearest_half(isa: str) -> None:
         angle = memory.hold(np.zeros((rows, dim // 2), np.float32))
         private = attention_scratch_bytes(dim)
         op = memory.op(
-            Y=y, Y_STRIDE=stride(y), Q=q, KEY=q, VALUE=v, Q_STRIDE=stride(q), KV_STRIDE=stride(v), N_HEADS=heads,
-            N_KV_HEADS=heads, HEAD_DIM=dim, KV_HEAD_BYTES=stride(page), SCALE=1.0,
+            "attention_f16", Y=y, Y_STRIDE=stride(y), Q=q, KEY=q, VALUE=v, Q_STRIDE=stride(q), KV_STRIDE=stride(v),
+            N_HEADS=heads, N_KV_HEADS=heads, HEAD_DIM=dim, KV_HEAD_BYTES=stride(page), SCALE=1.0,
             SCRATCH=memory.room((private,), np.uint8), SCRATCH_PRIVATE=private,
             PARTIALS=memory.room((partials_bytes(heads, dim, rows),), np.uint8),
         )  # fmt: skip
@@ -93,7 +93,7 @@ def test_silu_over_its_whole_range(isa: str) -> None:
     gate = np.concatenate([x, huge])[None]
     with Memory() as memory:
         held, up = memory.rows(gate, 16), memory.rows(np.ones_like(gate), 16)
-        op = memory.op(X=held, UP=up, X_STRIDE=stride(held), N=gate.shape[1])
+        op = memory.op("swiglu", X=held, UP=up, X_STRIDE=stride(held), N=gate.shape[1])
         call(isa, "swiglu", op, memory.run(N_ROWS=1), 3)
         exact = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64)))
         within(held[0, : len(x)], exact, 5e-7 * np.abs(exact) + 1e-35)
@@ -107,7 +107,7 @@ def test_quantize_rounds_ties_to_even(isa: str) -> None:
     for name, size in (("quantize", activation_bytes(32, 1)), ("quantize_rows", row_activation_bytes(32, 1))):
         with Memory() as memory:
             y = memory.room((1, size), np.uint8, gap=64)
-            op = memory.op(X=memory.rows(x), Y=y, K=32, THRESHOLD=np.inf)
+            op = memory.op(name, X=memory.rows(x), Y=y, K=32, **({"THRESHOLD": np.inf} if name == "quantize" else {}))
             call(isa, name, op, memory.run(N_ROWS=1))
             assert y.view(np.int8)[0, TILE_HEADER : TILE_HEADER + 9].tolist() == [127, 0, 2, 2, 0, -2, -2, 126, -126]
 

@@ -16,11 +16,11 @@ from edgerun_kernels.record import (
     GROUP,
     MAX_CHUNKS,
     PAGE,
-    Op,
     attention_scratch_bytes,
     kv_head_bytes,
     partials_bytes,
 )
+from edgerun_kernels.registry import Op
 
 from .harness import EPS, Array, Memory, every_isa, examples, same_bits, stride, tape, team, within
 
@@ -151,7 +151,7 @@ def attend(
                 variant[:] = q_norm.ctypes.data, k_norm.ctypes.data
                 q_norm, k_norm = memory.hold(norms.k + 1), memory.hold(norms.q - 1)
             fields |= {"Q_NORM": q_norm, "K_NORM": k_norm, "Q_SITE": 0, "K_SITE": 1, "EPSILON": norms.epsilon}
-        ops = tape(memory.op(CODE=OPS[cache], BARRIER=1, **fields), memory.op(CODE=Op.GATHER_ATTENTION, **fields))
+        ops = tape(memory.op(OPS[cache], BARRIER=1, **fields), memory.op(Op.GATHER_ATTENTION, **fields))
         table = memory.hold(np.array([page.ctypes.data for page in held], np.int64))
         run = memory.run(N_ROWS=rows, POSITION=case.position, PAGES=table, COS=cos, SIN=sin, VARIANT=variant)
         team(isa, n_threads).run(int(ops.ctypes.data), len(ops), run)

@@ -59,20 +59,20 @@ class ChangedLayers:
         }
         self.policies = memory.policies(**policy)
         shared = {"X": self.x, "X_PRIVATE": stride(self.x), "K": k, "PROJECTION": 1}
-        self.skip = memory.op(**shared)
+        self.skip = memory.op("skip_columns", **shared)
+        self.kernel = "linear_q8" if layers.fmt == "q8" else "linear_q4"
         self.products, self.outputs, start = [], [], 0
         for n, stored in zip(layers.rows, layers.stored, strict=True):
             y = memory.room((1, padded(n)), np.float32)
             weights = {key: memory.hold(stored[name]) for key, name in _names(stored)}
-            self.products.append(memory.op(**shared, **weights, Y=y, N=n, START=start))
+            self.products.append(memory.op(self.kernel, **shared, **weights, Y=y, N=n, START=start))
             self.outputs.append(y)
             start += padded(n)
 
     def row(self, x: reference.Quantised, position: int = 0) -> list[Array]:
         self.x[:] = reference.activation_tiles(x)[0][0]
         run = self.memory.run(N_ROWS=1, N_OUT=1, SPARSITY=self.policies, RUNNING=address(self.state), POSITION=position)
-        name = "linear_q8" if self.layers.fmt == "q8" else "linear_q4"
-        for kernel, op in (("skip_columns", self.skip), *((name, op) for op in self.products)):
+        for kernel, op in (("skip_columns", self.skip), *((self.kernel, op) for op in self.products)):
             call(self.isa, kernel, op, run, self.n_threads)
         return self.outputs
 

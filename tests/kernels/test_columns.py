@@ -129,6 +129,8 @@ def test_the_columns_that_are_read_are_counted(isa: str) -> None:
         scratch = memory.room((2, columns_scratch_bytes(16, 200, 1) // 64 * 64 + 64), np.uint8)
         weights = layout.pack("ternary_columns", np.ones((16, 200), np.uint8), np.ones(1, np.float32))
         fields: dict[str, Any] = {"SCRATCH": scratch, "SCRATCH_PRIVATE": stride(scratch)}
-        op = linear_op(memory, packed, y, weights, 16, 200, X_PRIVATE=stride(packed), **fields)
+        op = linear_op(
+            memory, "linear_ternary_columns", packed, y, weights, 16, 200, X_PRIVATE=stride(packed), **fields
+        )
         call(isa, "linear_ternary_columns", op, memory.run(N_ROWS=1, COLUMNS_READ=address(counter)), 2)
         assert counter[0] == 5 + 29

@@ -96,7 +96,7 @@ def run_stack(
             MOST=most,
         )
         run = memory.run(N_ROWS=rows, N_OUT=len(x.first), COLUMNS_READ=address(counter), SPARSITY=policies)
-        call(isa, "skip_columns", memory.op(X=packed, K=layers.k, **shared), run, n_threads)
+        call(isa, "skip_columns", memory.op("skip_columns", X=packed, K=layers.k, **shared), run, n_threads)
         kernel = "linear_q8" if layers.fmt == "q8" else "linear_q4"
         outputs, start = [], 0
         for n, weights in zip(layers.rows, layers.stored, strict=True):
@@ -108,7 +108,7 @@ def run_stack(
                 y[:] = 0
                 y[:, :n] = options["residual"][:, :n]
                 fields["FLAGS"] |= Flag.ACCUMULATE
-            call(isa, kernel, linear_op(memory, packed, y, weights, n, layers.k, **fields), run, n_threads)
+            call(isa, kernel, linear_op(memory, kernel, packed, y, weights, n, layers.k, **fields), run, n_threads)
             outputs.append(y.copy())
             start += padded(n)
         return outputs, int(counter[0])

@@ -170,7 +170,7 @@ def test_only_rows_whose_logits_are_wanted(isa: str, n_out: int) -> None:
     with Memory() as memory:
         packed = activations(memory, wanted)
         y, logits = memory.room((6, 64), np.float32), memory.room((n_out, 64), np.float32)
-        op = linear_op(memory, packed, y, weights, 50, 40, FLAGS=Flag.LOGITS | Flag.OUT_ROWS)
+        op = linear_op(memory, "linear_q8", packed, y, weights, 50, 40, FLAGS=Flag.LOGITS | Flag.OUT_ROWS)
         call(isa, "linear_q8", op, memory.run(N_ROWS=6, N_OUT=n_out, LOGITS=address(logits)))
         same_bits(logits, all_rows[:n_out])
         assert np.isnan(y).all()

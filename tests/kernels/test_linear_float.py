@@ -19,8 +19,8 @@ FORMATS = [fmt for fmt in layout.FORMATS if not fmt.startswith("ternary")]
 def run_float(isa: str, fmt: str, x: Array, weights: dict[str, Array], n: int, n_threads: int = 1) -> Array:
     with Memory() as memory:
         y = memory.room((len(x), padded(n)), np.float32, gap=64)
-        op = linear_op(memory, memory.rows(x), y, weights, n, x.shape[1])
         name = {"q4m": "linear_q4_float", "f32": "linear_f32"}.get(fmt, f"linear_{fmt}_float")
+        op = linear_op(memory, name, memory.rows(x), y, weights, n, x.shape[1])
         call(isa, name, op, memory.run(N_ROWS=len(x)), n_threads)
         return y.copy()
 
@@ -83,7 +83,7 @@ def test_embed(isa: str, fmt: str, kind: str, shape: tuple[int, int, int], seed:
     name = {"q4m": "embed_q4"}.get(fmt, f"embed_{fmt}")
     with Memory() as memory:
         y = memory.room((rows, k), np.float32, gap=64)
-        op = linear_op(memory, y, y, weights, n, k)
+        op = linear_op(memory, name, y, y, weights, n, k)
         call(isa, name, op, memory.run(N_ROWS=rows, TOKENS=memory.hold(tokens)), n_threads)
         wanted = {
             "f32": lambda: reference.embed_f32(tokens, weights["w"]),

@@ -124,7 +124,8 @@ def test_only_rows_whose_logits_are_wanted(isa: str, n_out: int) -> None:
     assert np.isnan(some[n_out:]).all()
     with Memory() as memory:
         y, logits = memory.room((6, 64), np.float32), memory.room((n_out, 64), np.float32)
-        op = linear_op(memory, activations(memory, x), y, weights, 50, 40, FLAGS=Flag.LOGITS | Flag.OUT_ROWS)
+        tiles, flags = activations(memory, x), Flag.LOGITS | Flag.OUT_ROWS
+        op = linear_op(memory, "linear_ternary", tiles, y, weights, 50, 40, FLAGS=flags)
         call(isa, "linear_ternary", op, memory.run(N_ROWS=6, N_OUT=n_out, LOGITS=address(logits)))
         same_bits(logits, twin(x, weights))
         assert np.isnan(y).all()
@@ -145,7 +146,7 @@ def test_what_the_quantiser_writes_is_what_the_layer_reads(
         held, y = memory.rows(x), memory.room((rows, padded(n)), np.float32, gap=64)
         tiles = memory.room((-(-rows // tile), row_activation_bytes(k, tile)), np.uint8, gap=64)
         run = memory.run(N_ROWS=rows)
-        op = memory.op(X=held, X_STRIDE=stride(held), Y=tiles, Y_STRIDE=stride(tiles), K=k)
+        op = memory.op("quantize_rows", X=held, X_STRIDE=stride(held), Y=tiles, Y_STRIDE=stride(tiles), K=k)
         call(isa, "quantize_rows", op, run)
-        call(isa, "linear_ternary", linear_op(memory, tiles, y, weights, n, k), run)
+        call(isa, "linear_ternary", linear_op(memory, "linear_ternary", tiles, y, weights, n, k), run)
         same_bits(y, twin(reference.quantize_rows(x), weights))

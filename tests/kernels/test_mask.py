@@ -47,7 +47,7 @@ def masked(isa: str, x: reference.Quantised, worth: Array, n_threads: int = 1, *
             LISTS_PRIVATE=stride(room),
             **fields,
         )
-        op = memory.op(X=tiles, X_PRIVATE=stride(tiles), K=len(worth), PROJECTION=1)
+        op = memory.op("skip_columns", X=tiles, X_PRIVATE=stride(tiles), K=len(worth), PROJECTION=1)
         call(isa, "keep_large", op, memory.run(N_ROWS=1, SPARSITY=policies), n_threads)
         same_bits(tiles, before)
         for tile in y[1:]:
@@ -131,7 +131,7 @@ def test_nothing_is_written_where_all_are_wanted(isa: str, kernel: str, most: in
         room, y = memory.room((1, 4096), np.uint8), memory.room((1, 4096), np.uint8)
         worth = memory.rows(np.ones((1, 70), np.float32), gap=0)
         policies = memory.policies(KEEP=Keep.LARGE, ROW=y, WORTH=worth, LISTS=room, THRESHOLD=0.5, MOST=most)
-        op = memory.op(X=tiles, K=70, PROJECTION=1)
+        op = memory.op("skip_columns", X=tiles, K=70, PROJECTION=1)
         call(isa, kernel, op, memory.run(N_ROWS=1, SPARSITY=policies))
         said = room[0, ALL : ALL + 8].view(np.int64)[0]
         assert said == (most < 40)
@@ -151,7 +151,7 @@ def test_a_first_look_at_long_rows_only_spares_work(isa: str, kernel: str, large
         room, y = memory.room((1, 8192), np.uint8), memory.room((1, 8192), np.uint8)
         worth = memory.rows(np.ones((1, 1024), np.float32), gap=0)
         policies = memory.policies(KEEP=Keep.LARGE, ROW=y, WORTH=worth, LISTS=room, THRESHOLD=0.5, MOST=500)
-        op = memory.op(X=tiles, K=1000, PROJECTION=1)
+        op = memory.op("skip_columns", X=tiles, K=1000, PROJECTION=1)
         call(isa, kernel, op, memory.run(N_ROWS=1, SPARSITY=policies))
         assert room[0, ALL : ALL + 8].view(np.int64)[0] == (large > 500)
         assert (y == POISON).all() == (large > 500)
@@ -168,7 +168,7 @@ def test_several_rows_are_left_alone(isa: str, n_rows: int) -> None:
         room = memory.room((1, 4096), np.uint8)
         y, worth = memory.room((1, 4096), np.uint8), memory.rows(np.ones((1, 40), np.float32), gap=0)
         policies = memory.policies(KEEP=Keep.LARGE, ROW=y, WORTH=worth, LISTS=room, THRESHOLD=1.0)
-        op = memory.op(X=tiles, K=40, PROJECTION=1)
+        op = memory.op("skip_columns", X=tiles, K=40, PROJECTION=1)
         for kernel in ("keep_large", "skip_columns"):
             call(isa, kernel, op, memory.run(N_ROWS=n_rows, SPARSITY=policies))
         same_bits(tiles, before)
@@ -185,6 +185,6 @@ def test_nothing_is_done_without_a_policy(isa: str, kernel: str) -> None:
         none = memory.policies(ROW=y, LISTS=room)
         some = memory.policies(KEEP=Keep.LARGE, ROW=y, LISTS=room)
         for table, projection in ((0, 1), (none, 1), (some, 0)):
-            op = memory.op(X=tiles, K=40, PROJECTION=projection)
+            op = memory.op("skip_columns", X=tiles, K=40, PROJECTION=projection)
             call(isa, kernel, op, memory.run(N_ROWS=1, SPARSITY=table))
         assert (y == POISON).all() and (room == POISON).all()

@@ -18,7 +18,8 @@ from edgerun.attention.spec import Attention
 from edgerun.attention.state import AttentionState
 from edgerun.program.codes import COMPACT
 from edgerun_kernels import reference
-from edgerun_kernels.record import PAGE, LayerState, Mode, Op, attention_scratch_bytes, kv_head_bytes, partials_bytes
+from edgerun_kernels.record import PAGE, LayerState, Mode, attention_scratch_bytes, kv_head_bytes, partials_bytes
+from edgerun_kernels.registry import Op
 
 from .harness import Array, Memory, every_isa, examples, same_bits, stride, tape, team, within
 from .test_attention import OPS, angles, every_cache, pages
@@ -53,13 +54,13 @@ class Layer:
         }  # fmt: skip
         self.state.records[:, LayerState.MODE], self.state.records[:, LayerState.EXPORT] = mode, export
         ops = [
-            memory.op(CODE=OPS[self.cache], BARRIER=1, **fields),
-            memory.op(CODE=Op.GATHER_ATTENTION, **fields),
+            memory.op(OPS[self.cache], BARRIER=1, **fields),
+            memory.op(Op.GATHER_ATTENTION, **fields),
         ]
         if mode == Mode.RUNS:
-            ops.insert(0, memory.op(CODE=COMPACT[self.cache], **fields))
+            ops.insert(0, memory.op(COMPACT[self.cache], **fields))
         if export:
-            ops.append(memory.op(CODE=Op.SELECT_PAGES, **fields))
+            ops.append(memory.op(Op.SELECT_PAGES, **fields))
         whole = tape(*ops)
         run = memory.run(
             N_ROWS=1, POSITION=self.position, PAGES=self.table, COS=cos, SIN=sin,

@@ -36,6 +36,7 @@ def norm(isa: str, x: Array, w: Array, epsilon: float, n_threads: int = 1, n_out
         weights = memory.rows(w[None], gap=0)
         flags = 0 if n_out is None else Flag.LAST_ROWS | Flag.OUT_ROWS
         op = memory.op(
+            "rms_norm",
             X=padded,
             X_STRIDE=stride(padded),
             Y=y,
@@ -79,8 +80,8 @@ def quantised(isa: str, x: Array, threshold: float | None, n_threads: int = 1, n
         y = memory.room((n_threads if alone else -(-rows // tile), tile_bytes(k, tile)), np.uint8, gap=64)
         private = {"X_PRIVATE": stride(padded), "Y_PRIVATE": stride(y)} if alone else {}
         op = memory.op(
-            X=padded, X_STRIDE=stride(padded), Y=y, Y_STRIDE=stride(y), K=k, THRESHOLD=float(threshold or 0),
-            FLAGS=Flag.OUT_ROWS if n_out else 0, **private,
+            name, X=padded, X_STRIDE=stride(padded), Y=y, Y_STRIDE=stride(y), K=k,
+            FLAGS=Flag.OUT_ROWS if n_out else 0, **private, **({} if threshold is None else {"THRESHOLD": threshold}),
         )  # fmt: skip
         call(isa, name, op, memory.run(N_ROWS=len(x), N_OUT=rows), n_threads)
         return y.copy()
@@ -191,7 +192,7 @@ def test_squared_relu_is_exact_to_the_bit(
     gate, up = floats(pattern, shape, rng), floats("normal", shape, rng)
     with Memory() as memory:
         x, u = memory.rows(gate), memory.rows(up)
-        op = memory.op(X=x, UP=u, X_STRIDE=stride(x), N=shape[1])
+        op = memory.op("squared_relu", X=x, UP=u, X_STRIDE=stride(x), N=shape[1])
         call(isa, "squared_relu", op, memory.run(N_ROWS=shape[0]), n_threads)
         with np.errstate(over="ignore", under="ignore"):
             same_bits(x[:, : shape[1]], reference.squared_relu(gate, up))
@@ -207,7 +208,7 @@ def test_swiglu(isa: str, shape: tuple[int, int], pattern: str, seed: int, n_thr
     gate, up = floats(pattern, shape, rng), floats("normal", shape, rng)
     with Memory() as memory:
         x, u = memory.rows(gate), memory.rows(up)
-        op = memory.op(X=x, UP=u, X_STRIDE=stride(x), N=shape[1])
+        op = memory.op("swiglu", X=x, UP=u, X_STRIDE=stride(x), N=shape[1])
         call(isa, "swiglu", op, memory.run(N_ROWS=shape[0]), n_threads)
         wanted = reference.swiglu(gate, up)
         within(x[:, : shape[1]], wanted, 16 * EPS * np.abs(wanted) + np.abs(gate.astype(np.float64) * up) * 1e-37)

@@ -66,7 +66,7 @@ def product(isa: str, coded: Coded, x: Array, y0: Array, weight: float, n_thread
         y[...] = 0
         y[:, :n] = y0
         places = {"INPUT": inputs, "INPUT_STRIDE": stride(inputs), "Y": y, "Y_STRIDE": stride(y)}
-        op = memory.op(**places, N=n, K=k, FLAGS=Flag.SITE)
+        op = memory.op("linear_f32", **places, N=n, K=k, FLAGS=Flag.SITE)
         run = memory.run(N_ROWS=len(x), VARIANT=site(memory, coded, weight))
         call(isa, "variant_linear", op, run, n_threads)
         return y.copy()
@@ -123,7 +123,7 @@ def test_embedding(
     y0 = floats("normal", (rows, k), rng)
     with Memory() as memory:
         y = memory.hold(y0, gap=64)
-        op = memory.op(Y=y, Y_STRIDE=stride(y), N=n, K=k, FLAGS=Flag.SITE)
+        op = memory.op("embed_f32", Y=y, Y_STRIDE=stride(y), N=n, K=k, FLAGS=Flag.SITE)
         run = memory.run(N_ROWS=rows, TOKENS=memory.hold(tokens), VARIANT=site(memory, coded, 0.5))
         call(isa, "variant_embed", op, run, n_threads)
         wanted = reference.embed_delta(tokens, decode(coded).dense(), y0, 0.5)

@@ -7,7 +7,7 @@ import pytest
 
 from edgerun.package import layout
 from edgerun_kernels.machine import architecture
-from edgerun_kernels.record import Op
+from edgerun_kernels.registry import Op
 
 from .harness import Array, Memory, address, every_isa, linear_op, same_bits, stride, tape, team
 
@@ -25,8 +25,8 @@ def permutations(memory: Memory, ops: int, rows: int, seed: int) -> tuple[Array,
     wanted = x
     for i in range(ops):
         source, target = buffers[i % 2], buffers[(i + 1) % 2]
-        fields = {"CODE": int(Op.LINEAR_F32), "BARRIER": 1}
-        records.append(linear_op(memory, source, target, matrices[i % 4], WIDTH, WIDTH, **fields))
+        weights = matrices[i % 4]
+        records.append(linear_op(memory, Op.LINEAR_F32, source, target, weights, WIDTH, WIDTH, BARRIER=1))
         wanted = wanted[:, orders[i % 4]]
     return tape(*records), buffers[0], buffers[ops % 2], wanted
 
@@ -58,12 +58,11 @@ def test_a_barrier_only_for_several_rows(isa: str) -> None:
                 held, middle = memory.hold(x), memory.room((max(rows, n_threads), WIDTH), np.float32)
                 y = memory.room((rows, WIDTH), np.float32)
                 norm = memory.op(
-                    CODE=Op.RMS_NORM, BARRIER=2, X=held, X_STRIDE=stride(held), Y=middle, Y_STRIDE=stride(middle),
+                    Op.RMS_NORM, BARRIER=2, X=held, X_STRIDE=stride(held), Y=middle, Y_STRIDE=stride(middle),
                     Y_PRIVATE=stride(middle), W=memory.hold(np.ones(WIDTH, np.float32)), K=WIDTH, EPSILON=1e-5,
                 )  # fmt: skip
                 private = stride(middle)
-                fields = {"CODE": int(Op.LINEAR_F32), "X_PRIVATE": private}
-                product = linear_op(memory, middle, y, w, WIDTH, WIDTH, **fields)
+                product = linear_op(memory, Op.LINEAR_F32, middle, y, w, WIDTH, WIDTH, X_PRIVATE=private)
                 ops = tape(norm, product)
                 for _ in range(20):
                     y[:] = np.nan

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edgerun_kernels.memory import aligned
-from edgerun_kernels.record import ROWS, Control, Field, Op, Run
+from edgerun_kernels.record import ROWS, Control, Run
+from edgerun_kernels.registry import Op, record
 from edgerun_kernels.team import Team
 from edgerun_kernels.width import Width
 
@@ -28,9 +29,7 @@ class Job:
         self.memory = aligned(64 * LINES)
         self.memory.view(np.int32)[:] = 1
         self.sums = aligned(64 * n_threads)
-        self.tape = np.zeros((ops, Field.COUNT), np.int64)
-        self.tape[:, Field.CODE], self.tape[:, Field.BARRIER] = Op.READ_MEMORY, 1
-        self.tape[:, Field.W], self.tape[:, Field.N] = self.memory.ctypes.data, LINES
+        self.tape = np.stack([record(Op.READ_MEMORY, BARRIER=1, W=self.memory.ctypes.data, LINES=LINES)] * ops)
         self.record = np.zeros(Run.COUNT, np.int64)
         self.record[Run.ARENA], self.record[Run.N_ROWS] = self.sums.ctypes.data, rows
 
@@ -82,7 +81,7 @@ def test_a_thread_that_waits_for_long_says_so(team: Team) -> None:
     with Memory() as memory:
         x, y = memory.hold(np.ones((1, k), np.float32)), memory.hold(np.zeros((1, ROWS), np.float32))
         w = {"w": np.ones(k * ROWS, np.float32)}
-        ops = tape(linear_op(memory, x, y, w, ROWS, k, CODE=int(Op.LINEAR_F32), BARRIER=1))
+        ops = tape(linear_op(memory, Op.LINEAR_F32, x, y, w, ROWS, k, BARRIER=1))
         team.run(address(ops), 1, memory.run(N_ROWS=1))
         assert (y == k).all()
     assert team._field(Control.STALLED).value == (team.n_threads > 1)

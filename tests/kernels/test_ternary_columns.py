@@ -88,15 +88,17 @@ class Stack:
             ROW_PRIVATE=stride(left),
         )
         run = memory.run(N_ROWS=rows, N_OUT=rows, COLUMNS_READ=address(counter), SPARSITY=policies)
-        call(isa, "sum_columns", memory.op(**shared), run, n_threads)
+        call(isa, "sum_columns", memory.op("skip_columns", **shared), run, n_threads)
         kernel = "linear_ternary" if self.fmt == "ternary" else "linear_ternary_triples"
         outputs, start = [], 0
         for n, stored in zip(self.rows, self.stored, strict=True):
             y = memory.room((rows, padded(n)), np.float32, gap=64)
             weights = {"W": memory.hold(stored["q"]), "D": memory.hold(stored["d"])}
-            own = memory.room((n_threads, -(-triples_scratch_bytes(n, self.k) // 64) * 64), np.uint8)
-            places = {"Y": y, "Y_STRIDE": stride(y), "START": start, "SCRATCH": own, "SCRATCH_PRIVATE": stride(own)}
-            call(isa, kernel, memory.op(**shared, **weights, **places, N=n), run, n_threads)
+            places: dict[str, Any] = {"Y": y, "Y_STRIDE": stride(y), "START": start}
+            if self.fmt == "ternary_triples":
+                own = memory.room((n_threads, -(-triples_scratch_bytes(n, self.k) // 64) * 64), np.uint8)
+                places |= {"SCRATCH": own, "SCRATCH_PRIVATE": stride(own)}
+            call(isa, kernel, memory.op(kernel, **shared, **weights, **places, N=n), run, n_threads)
             outputs.append(y)
             start += padded(n)
         return outputs, int(counter[0])
@@ -173,7 +175,7 @@ def test_large_inputs_are_kept(isa: str, pattern: str, k: int, threshold: float,
         fields: dict[str, Any] = {"ROW": y, "ROW_PRIVATE": stride(y), "LISTS": room, "LISTS_PRIVATE": stride(room)}
         fields |= {"THRESHOLD": threshold, "SHARE": share, "WORTH": memory.rows(worth[None], gap=0), "MOST": 1 << 40}
         policies = memory.policies(KEEP=Keep.LARGE, LINES=Lines.TERNARY, **fields)
-        op = memory.op(X=tiles, X_PRIVATE=stride(tiles), K=k, PROJECTION=1)
+        op = memory.op("skip_columns", X=tiles, X_PRIVATE=stride(tiles), K=k, PROJECTION=1)
         call(isa, "keep_inputs", op, memory.run(N_ROWS=1, SPARSITY=policies), 2)
         same_bits(tiles, before)
         same_bits(y[1], y[0])

@@ -131,7 +131,7 @@ def run_quantised(
             needed = columns_scratch_bytes(n, k, len(y)) if by_columns else triples_scratch_bytes(n, k)
             private = -(-needed // 64) * 64
             fields |= {"SCRATCH": memory.room((n_threads, private), np.uint8), "SCRATCH_PRIVATE": private}
-        op = linear_op(memory, packed, y, weights, n, k, **fields)
+        op = linear_op(memory, name, packed, y, weights, n, k, **fields)
         run = memory.run(N_ROWS=len(y), N_OUT=rows)
         call(kernels, name, op, run, n_threads)
         if name == "linear_ternary_columns":

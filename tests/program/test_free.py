@@ -13,7 +13,8 @@ from edgerun.program.open import Package, open_package
 from edgerun.program.ops import Linear
 from edgerun.program.tape import Tape
 from edgerun.sparsity.projections import projections
-from edgerun_kernels.record import Field, Op
+from edgerun_kernels.layouts import Head
+from edgerun_kernels.registry import Op
 from tests.package import tiny
 from tests.package.tiny import BITNET, Parts, Shape
 from tests.program.edits import drop, drop_tensor, move, put, put_linear, put_norm, reads
@@ -136,12 +137,12 @@ def test_threads_meet_before_a_layer_overwrites_what_others_read(tmp_path: Path,
     tape = encoded(open_package(tiny.make(tmp_path, change=norm_linear_sum)), compute)
     at = tape.names.index("short")
     norm = tape.names.index("before")
-    assert (tape.ops[norm:at, Field.BARRIER] == ALWAYS).any()
+    assert (tape.ops[norm:at, Head.BARRIER] == ALWAYS).any()
 
 
 def test_threads_meet_before_a_gate_overwrites_what_others_read(tmp_path: Path) -> None:
     tape = encoded(open_package(tiny.make(tmp_path, change=read_and_gated)))
-    assert tape.ops[tape.names.index("first") - 1, Field.BARRIER] == ALWAYS
+    assert tape.ops[tape.names.index("first") - 1, Head.BARRIER] == ALWAYS
 
 
 def test_columns_are_not_skipped_where_inputs_take_turns(tmp_path: Path) -> None:
@@ -169,5 +170,5 @@ def test_the_program(tmp_path: Path, shape: Shape) -> None:
     tape = encoded(package)
     assert [one.op for one in tape.encoded] == list(program.ops)
     alone = sum(len(one.records) for one in tape.encoded)
-    hooks = sum(op[Field.CODE] == Op.SKIP_COLUMNS for op in tape.ops)
+    hooks = sum(op[Head.CODE] == Op.SKIP_COLUMNS for op in tape.ops)
     assert alone + hooks + len({one.quantised for one in tape.encoded} - {None}) == len(tape.ops)

@@ -14,7 +14,8 @@ from edgerun.calibration.inputs import row_values
 from edgerun.sparsity.projections import projections
 from edgerun_exporters import export
 from edgerun_kernels import reference
-from edgerun_kernels.record import Field, Op
+from edgerun_kernels.layouts import Head, Input
+from edgerun_kernels.registry import Op
 from tests.exporters.bitnet_made import ODD_SIZES, random_bitnet, write
 
 from .test_sessions import TOKENS, logits
@@ -69,7 +70,7 @@ def test_layers_that_skip_zeros_already_read_less(package: Path) -> None:
     """The down projections, whose columns the package has."""
     with Model(package, threads=2) as model:
         session = model.session(sparsity=f"{SPARSE},qkv=1,attention_output=1,gate_up=1")
-        codes = [Op(code) for code in model.tape.ops[:, Field.CODE]]
+        codes = [Op(code) for code in model.tape.ops[:, Head.CODE]]
         assert session.policy is not None and len(session.policy.chosen) == model.package.config.n_layers
         assert {one.projection.fmt for one in session.policy.chosen.values()} == {"ternary_columns"}
         session.prefill(TOKENS[:20])
@@ -79,7 +80,7 @@ def test_layers_that_skip_zeros_already_read_less(package: Path) -> None:
         model.profile = None
         for code, op, columns in zip(codes, model.tape.ops, measured[1], strict=True):
             if code == Op.LINEAR_TERNARY_COLUMNS:
-                assert columns <= 0.45 * op[Field.K]
+                assert columns <= 0.45 * op[Input.K]
 
 
 def test_delta_is_not_for_ternary_layers(package: Path) -> None:
