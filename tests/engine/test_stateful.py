@@ -353,7 +353,7 @@ def machine(two_layers: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_any_history_gives_what_each_request_gives_alone(machine: type[Machine]) -> None:
     how = settings(
-        max_examples=200 if MINUTES else 30,
+        max_examples=30,
         stateful_step_count=60 if MINUTES else 20,
         deadline=None,
         derandomize=False,
