@@ -5,11 +5,12 @@
 VENV := .venv
 BIN  := $(VENV)/bin
 
-.PHONY: help chat test test-arm arm-report lint format build clean setup-chat setup-test
+.PHONY: help chat test soak test-arm arm-report lint format build clean setup-chat setup-test
 
 help:
 	@echo "make chat       set up, then talk to SmolLM2-135M-Instruct"
 	@echo "make test       set up with the test tools, then lint and test"
+	@echo "make soak       random histories of sessions and requests for an hour; MINUTES=5 for as many"
 	@echo "make test-arm   every test of the kernels on emulated ARM processors ('make test' has a twentieth of their examples)"
 	@echo "make arm-report what the hot loops cost on ARM, by llvm-mca, into benchmarks/arm.json and arm.md"
 	@echo "make lint       ruff and mypy"
@@ -22,6 +23,9 @@ chat: setup-chat
 
 test: lint
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: setup-test
+	@EDGERUN_STATEFUL_MINUTES=$${MINUTES:-60} $(BIN)/python -m pytest tests/engine/test_stateful.py $(ARGS)
 
 test-arm: setup-test
 	@sh .ci/arm.sh

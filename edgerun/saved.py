@@ -48,6 +48,7 @@ def save(sequence: Sequence, variant: str, config: Config, path: str | os.PathLi
         "cache": sequence.cache.heads.cache,
         "variant": variant,
         "sparsity": sequence.sparsity,
+        "mixed": sequence.mixed,
         "attention": {"name": attention.name, "parameters": parameters(attention.deltallm, attention.delta)},
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -74,6 +75,7 @@ class Saved(NamedTuple):
     variant: str
     attention: Attention
     sparsity: str
+    mixed: bool
     arrays: dict[str, NDArray[Any]]
 
 
@@ -109,7 +111,7 @@ def read(path: str | os.PathLike[str], config: Config, cache: str, context: int)
         raise EdgerunError(f"{place}: holds {len(tokens)} tokens, the context is {context}; load with a larger context")
     if len(tokens) and not (tokens.min() >= 0 and tokens.max() < config.vocab_size):
         raise _damaged(place, "a token is not in the vocabulary")
-    return Saved(place, variant, attention, sparsity, arrays)
+    return Saved(place, variant, attention, sparsity, header.get("mixed") is not False, arrays)
 
 
 def fill(sequence: Sequence, saved: Saved) -> None:
@@ -119,6 +121,7 @@ def fill(sequence: Sequence, saved: Saved) -> None:
     try:
         if sequence.state is not None:
             sequence.state.load(saved.arrays, len(tokens))
+        sequence.mixed = saved.mixed
         needed = 0 if sequence.state is None else sequence.state.first_needed
         pool = sequence.cache.pool
         sequence.take(tokens.tolist(), [_page(saved.arrays, i, needed, pool) for i in range(-(-len(tokens) // PAGE))])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from edgerun.attention.spec import Attention
 from edgerun.attention.state import Attended, AttentionState, RunCount
 from edgerun.engine.sequence import Sequence as EngineSequence
-from edgerun.errors import ContextError, OptionError
+from edgerun.errors import ContextError, EdgerunError, OptionError
 from edgerun.generation.generation import Generation
 from edgerun.generation.options import SamplingOptions
 from edgerun.saved import save
@@ -24,6 +26,25 @@ if TYPE_CHECKING:
     from edgerun.model import Model
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _alone(method: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate[Session, P], R]:
+    """What changes a session: raises EdgerunError while another thread does."""
+
+    @wraps(method)
+    def guarded(self: Session, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not self._turn.acquire(blocking=False):
+            raise EdgerunError("another thread uses this session; let them take turns, or give each its own (fork)")
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._turn.release()
+
+    return guarded
+
+
 class Session:
     """One text of one model. Sessions of a model may be used from several threads, and their tokens are decoded
     together; one session, from one thread at a time. Whatever changes a session ends its generation, as cancelled."""
@@ -32,6 +53,7 @@ class Session:
         self.model = model
         self.sequence = sequence
         self.variant = variant
+        self._turn = threading.RLock()
         self._generation: Generation | None = None
         self._logits: NDArray[np.float32] = self._buffer(1)
 
@@ -72,6 +94,7 @@ class Session:
         """Forgets everything and gives the cache's memory back."""
         self.rewind(0)
 
+    @_alone
     def rewind(self, n_tokens: int) -> int:
         """Keeps the first ``n_tokens`` tokens (at most ``position``) and forgets the rest; gives how many of them did
         not have to be computed again: all, but where DeltaLLM has already made runs of what comes back into view.
@@ -85,12 +108,14 @@ class Session:
             self.prefill(kept)
         return held
 
+    @_alone
     def fork(self) -> Session:
         """A session that holds the same, and goes its own way from here; nothing is copied before one of both writes
         there."""
         self._end_generation()
         return Session(self.model, self.sequence.fork(), self.variant)
 
+    @_alone
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it all into a file, for ``Model.restore``. Raises EdgerunError."""
         self._end_generation()
@@ -117,6 +142,7 @@ class Session:
         pages = sum(page.memory.nbytes for page in self.sequence.pages if page is not None)
         return pages, 0 if self.state is None else self.state.bytes
 
+    @_alone
     def use(self, variant: str | os.PathLike[str], *, keep: bool = False) -> None:
         """Goes on with another variant (see ``Model.session``). Raises VariantError; the session stays as it was then.
 
@@ -129,6 +155,7 @@ class Session:
         self.variant = wanted
         self.sequence.use(table, keep=keep)
 
+    @_alone
     def prefill(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens, in chunks; gives the logits [vocab_size] that follow the last one.
 
@@ -180,6 +207,7 @@ class Session:
 
     # --- the inside ---------------------------------------------------------------------------------------------------
 
+    @_alone
     def _begin(self, ids: list[int], options: SamplingOptions, continuation: bool) -> Generation:
         options.check_vocabulary(self.model.vocab_size)
         self.model.check_tokens(ids, 0)
@@ -206,6 +234,7 @@ class Session:
     def _checked(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
         return self.model.check_tokens(token_ids, self.position)
 
+    @_alone
     def _run(self, ids: NDArray[np.int64], logits: NDArray[np.float32], n_out: int) -> None:
         sequence = self.sequence
         tokens = ids.tolist()

@@ -42,7 +42,7 @@ class Sequence:
 
     table: of its variant, None without one. attention: its policies. policy: of activation sparsity,
     None without. sparse: whether that makes its decoded tokens runs of their own. key: which other sequences make the
-    same keys and values of a text; None: nobody's are shared.
+    same keys and values of a text; None: nobody's are shared. mixed: whether several variants have made what it holds.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Sequence:
         self._page_table = np.zeros(-(-cache.heads.context // PAGE), np.int64)
         self._table_address = int(self._page_table.ctypes.data)
         self.running: NDArray[np.uint8] | None = None
-        self._mixed = False  # whether several variants have made what it holds
+        self.mixed = False
 
     @property
     def position(self) -> int:
@@ -68,7 +68,7 @@ class Sequence:
 
     @property
     def key(self) -> tuple[Any, ...] | None:
-        if self.attention.deltallm is not None or self._mixed:  # runs are no pages
+        if self.attention.deltallm is not None or self.mixed:  # runs are no pages
             return None
         variant = None if self.table is None else self.table.key
         return variant, json.dumps(parameters(None, self.attention.delta)), self.sparsity
@@ -147,7 +147,7 @@ class Sequence:
             del self.tokens[n_tokens:]
             self._shorten(-(-n_tokens // PAGE))
             return n_tokens
-        self.tokens, self._mixed = [], False
+        self.tokens, self.mixed = [], False
         self._shorten(0)
         self.state = self._fresh_state()
         return 0
@@ -193,7 +193,7 @@ class Sequence:
 
     def use(self, table: VariantTable | None, *, keep: bool) -> None:
         """Goes on with another variant; ``keep``: with the keys and values that the one before has made."""
-        self.table, self._mixed = table, keep and bool(self.tokens)
+        self.table, self.mixed = table, keep and bool(self.tokens)
         self.running = None
         if not keep:
             self.rewind(0)
@@ -201,7 +201,7 @@ class Sequence:
     def fork(self) -> Sequence:
         """A sequence that holds the same, and goes its own way from here; no page is copied before it is written."""
         other = Sequence(self.cache, self.attention, self.table, self.policy, self.sparsity)
-        other._mixed = self._mixed
+        other.mixed = self.mixed
         other.share(self)
         if self.state is not None:
             other.state = self.state.fork(self.position)

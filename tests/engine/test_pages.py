@@ -12,6 +12,7 @@ from edgerun import CacheFullError, Model, Session
 from edgerun.engine.pages import PagePool
 from edgerun.engine.prefixes import Prefixes
 from edgerun_kernels.record import PAGE
+from tests.variants.made import write
 
 TOKENS = [int(t) for t in np.random.default_rng(4).integers(0, 90, 480)]
 GREEDY = {"temperature": 0, "ignore_eos": True}
@@ -142,6 +143,22 @@ def test_who_has_ended_keeps_what_its_session_holds(package: Path) -> None:
             going.read()
         ending.read()
         assert len(one.tokens) == 306
+
+
+def test_what_several_variants_have_made_is_nobody_elses(package: Path, tmp_path: Path) -> None:
+    """Nor is it once it has been saved and restored."""
+    variant = str(write(package, tmp_path / "one.safetensors"))
+    with Model(package, threads=1) as model:
+        wanted = answer(model.session(), TOKENS[:100])
+        model.kv_cache.prefixes.clear()
+        session = model.session(variant)
+        session.prefill(TOKENS[:90])
+        session.use("none", keep=True)
+        session.save(tmp_path / "saved")
+        for mixed in (session, session.fork(), model.restore(tmp_path / "saved")):
+            answer(mixed, TOKENS[:100])
+            assert answer(model.session(), TOKENS[:100]) == wanted
+            model.kv_cache.prefixes.clear()
 
 
 def test_a_prompt_that_is_known_is_computed_where_there_is_no_room_for_a_copy(package: Path) -> None:

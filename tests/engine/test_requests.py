@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgerun import Generation, Model, OptionError
+from edgerun import ContextError, EdgerunError, Generation, Model, OptionError
 
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, 90, 400)]
 PROMPTS = [TOKENS[7 * i : 9 * i + 12] for i in range(12)]
@@ -212,6 +212,44 @@ def test_interrupts_at_any_moment_change_no_text(package: Path, wanted: list[lis
             thread.join(20)
             assert not thread.is_alive()
     assert interrupts > 20 and others and all(tokens == wanted[1] for tokens in others)
+
+
+@pytest.mark.parametrize("attention", ["full", "deltallm:theta=1.3", "delta:budget=64,recent=32,select=0"])
+def test_two_threads_on_one_session_are_told(package: Path, attention: str) -> None:
+    told: list[EdgerunError] = []
+    other: list[BaseException] = []
+    with Model(package, threads=1) as model:
+        session = model.session(attention=attention)
+
+        def use(seed: int) -> None:
+            rng = random.Random(seed)
+            for _ in range(100):
+                try:
+                    match rng.randrange(4):
+                        case 0:
+                            session.prefill(TOKENS[: rng.randrange(1, 200)])
+                        case 1:
+                            session.decode(5)
+                        case 2:
+                            session.reset()
+                        case 3:
+                            session.fork().decode(3)
+                except ContextError:
+                    pass
+                except EdgerunError as error:
+                    told.append(error)
+                except BaseException as error:
+                    other.append(error)
+
+        threads = [threading.Thread(target=use, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert told and "another thread uses this session" in str(told[0]) and not other
+        session.reset()
+        wanted = model.session(attention=attention).prefill(TOKENS[:99])
+        np.testing.assert_array_equal(session.prefill(TOKENS[:99]), wanted)
 
 
 def test_what_changes_a_session_ends_its_generation(model: Model) -> None:
