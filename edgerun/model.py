@@ -213,13 +213,17 @@ class Model:
         self, prompt: str | Several[int], options: SamplingOptions | None = None, **changes: Any
     ) -> Generation:
         """Continues a text in a session of its own; see ``Session.generate``."""
-        return self.session().generate(prompt, options, **changes)
+        generation = self.session().generate(prompt, options, **changes)
+        generation.alone = True
+        return generation
 
     def chat(
         self, messages: Several[Mapping[str, Any]], options: SamplingOptions | None = None, **changes: Any
     ) -> Generation:
         """Answers a conversation in a session of its own; see ``Session.chat``."""
-        return self.session().chat(messages, options, **changes)
+        generation = self.session().chat(messages, options, **changes)
+        generation.alone = True
+        return generation
 
     def generate_many(
         self,
@@ -310,6 +314,7 @@ class Model:
                 own,
                 continuation=True,
                 siblings=several if i == 0 else (),
+                alone=True,
             )
             several = [first, *several]
         return several

@@ -19,7 +19,6 @@ from edgerun.generation.generation import Generation
 from edgerun.generation.options import SamplingOptions
 from edgerun.saved import save
 from edgerun.sparsity.policy import Policy
-from edgerun.sparsity.spec import NONE
 from edgerun_kernels.memory import aligned
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ class Session:
     @property
     def acts_in_decoding(self) -> bool:
         """Whether one of its policies leaves prefill as it is, so that its cost shows in decoding alone."""
-        return self.attention.delta is not None or self.sparsity != NONE
+        return self.sequence.acts_in_decoding
 
     @property
     def attended(self) -> Attended:

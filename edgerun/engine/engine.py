@@ -338,6 +338,8 @@ class Engine:
         with self._lock:
             spared = [*running, *self._running[: self._running.index(request) + 1]]
             others = [r for r in self._requests() if r not in spared and r.sequence.pages and not r.ended]
+            # Tokens that a policy has decoded cannot be computed again as a prompt: their keys would be others.
+            others = [r for r in others if not (r.sequence.acts_in_decoding and r.decoding)]
             if not others:
                 return False
             min(reversed(others), key=lambda r: r.priority).sequence.rewind(0)

@@ -55,12 +55,19 @@ class Sequence:
         self._page_table = np.zeros(-(-cache.heads.context // PAGE), np.int64)
         self._table_address = int(self._page_table.ctypes.data)
         self.running: NDArray[np.uint8] | None = None
+        self._prefilled = 0  # of its first tokens, those that were run as a prompt
+        self._decodes = False
         self.mixed = False
 
     @property
     def position(self) -> int:
         """How many tokens the cache holds."""
         return len(self.tokens)
+
+    @property
+    def acts_in_decoding(self) -> bool:
+        """Whether a token has other keys and values where it is decoded than where it is a prompt's."""
+        return self.policy is not None or self.attention.delta is not None
 
     @property
     def sparse(self) -> bool:
@@ -97,6 +104,7 @@ class Sequence:
                 self.running = aligned(self.policy.state_bytes)
         except MemoryError as error:
             raise EdgerunError(f"no memory for the cache at {end} tokens; use a smaller context") from error
+        self._decodes = decodes
         records = 0 if self.state is None else self.state.address
         variant = 0 if self.table is None else self.table.address
         return Rows(tokens, start, n_out, decodes, self._table_address, records, variant)
@@ -107,6 +115,8 @@ class Sequence:
             self.state.after(len(self.tokens), len(tokens))
             for i in range(self.state.first_needed // PAGE):
                 self._drop(i)
+        if self._prefilled == len(self.tokens) and not self._decodes:
+            self._prefilled += len(tokens)
         self.tokens.extend(tokens)
 
     def undone(self) -> None:
@@ -145,9 +155,10 @@ class Sequence:
         self.running = None
         if n_tokens and (self.state is None or self.state.rewind(n_tokens)):
             del self.tokens[n_tokens:]
+            self._prefilled = min(self._prefilled, n_tokens)
             self._shorten(-(-n_tokens // PAGE))
             return n_tokens
-        self.tokens, self.mixed = [], False
+        self.tokens, self.mixed, self._prefilled = [], False, 0
         self._shorten(0)
         self.state = self._fresh_state()
         return 0
@@ -179,6 +190,7 @@ class Sequence:
                 with contextlib.suppress(CacheFullError, MemoryError):  # it is computed then
                     self._put(self._copy(begun, n))
                     self.tokens.extend(ids[len(self.tokens) : len(self.tokens) + n])
+            self._prefilled = len(self.tokens)
         return len(self.tokens)
 
     def keep(self) -> None:
@@ -186,8 +198,10 @@ class Sequence:
         self.keep_first(len(self.tokens))
 
     def keep_first(self, n_tokens: int) -> None:
-        """Lets others use its first tokens."""
+        """Lets others use its first tokens; not those that a policy of decoding has seen."""
         key = self.key
+        if self.acts_in_decoding:
+            n_tokens = min(n_tokens, self._prefilled)
         if key is not None and n_tokens:
             self.cache.prefixes.keep(key, self.tokens[:n_tokens], self.pages)
 
@@ -201,7 +215,7 @@ class Sequence:
     def fork(self) -> Sequence:
         """A sequence that holds the same, and goes its own way from here; no page is copied before it is written."""
         other = Sequence(self.cache, self.attention, self.table, self.policy, self.sparsity)
-        other.mixed = self.mixed
+        other.mixed, other._prefilled = self.mixed, self._prefilled
         other.share(self)
         if self.state is not None:
             other.state = self.state.fork(self.position)
@@ -220,7 +234,7 @@ class Sequence:
     def release(self) -> None:
         """Gives its pages back. Idempotent."""
         self._shorten(0)
-        self.tokens = []
+        self.tokens, self._prefilled = [], 0
 
     def __del__(self) -> None:
         if hasattr(self, "pages"):

@@ -69,6 +69,7 @@ class Generation(Iterator[Piece]):
     string), "length" (max_tokens or the context is full), "cancelled" (``stop`` was called, or the session went on
     otherwise), None while it goes on. continuation: the text goes on from the prompt's, so a leading space counts.
     eager: it runs on without being asked for every piece. priority: of requests that wait, higher ones come first.
+    alone: nobody else uses its sequence, whose pages it gives back in the end.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Generation(Iterator[Piece]):
         eager: bool = False,
         priority: int = 0,
         siblings: Several[Generation] = (),
+        alone: bool = False,
     ) -> None:
         self.options = options
         self.prompt = tuple(prompt)
@@ -90,7 +92,7 @@ class Generation(Iterator[Piece]):
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.timings = Timings(prompt_tokens=len(prompt))
-        self.sequence, self.eager, self.priority = sequence, eager, priority
+        self.sequence, self.eager, self.priority, self.alone = sequence, eager, priority, alone
         self.ended = False
         self._engine, self._tokenizer = engine, tokenizer
         self._pieces: deque[Piece] = deque()
@@ -268,6 +270,8 @@ class Generation(Iterator[Piece]):
         self.finish_reason, self.ended = reason, True
         if not self.eager:
             self.sequence.keep()
+        if self.alone:
+            self.sequence.release()
 
     def fail(self, error: Exception) -> None:
         """It cannot go on: whoever asks next gets the error."""
