@@ -338,11 +338,11 @@ class Engine:
         with self._lock:
             spared = [*running, *self._running[: self._running.index(request) + 1]]
             others = [r for r in self._requests() if r not in spared and r.sequence.pages and not r.ended]
-            # Tokens that a policy has decoded cannot be computed again as a prompt: their keys would be others.
-            others = [r for r in others if not (r.sequence.acts_in_decoding and r.decoding)]
             if not others:
                 return False
-            min(reversed(others), key=lambda r: r.priority).sequence.rewind(0)
+            # What a policy of decoding has seen has other keys where it is computed again as a prompt: the last to go.
+            again = [r for r in others if not (r.sequence.acts_in_decoding and r.decoding)]
+            min(reversed(again or others), key=lambda r: r.priority).sequence.rewind(0)
             return True
 
     def _buffer(self, rows: int) -> NDArray[np.float32]:
