@@ -13,7 +13,7 @@ help:
 	@echo "make soak       random histories of sessions and requests for an hour; MINUTES=5 for as many"
 	@echo "make test-arm   every test of the kernels on emulated ARM processors ('make test' has a twentieth of their examples)"
 	@echo "make arm-report what the hot loops cost on ARM, by llvm-mca, into benchmarks/arm.json and arm.md"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy and import-linter"
 	@echo "make format     let ruff format and fix the source"
 	@echo "make build      build the wheel into dist/"
 	@echo "make clean      remove .venv and everything built"
@@ -38,6 +38,7 @@ lint: setup-test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@PYTHONPATH=.:kernels:exporters $(BIN)/lint-imports
 
 format: setup-test
 	@$(BIN)/ruff check --fix .
@@ -49,7 +50,7 @@ build: setup-test
 	@ls dist/*.whl
 
 clean:
-	rm -rf $(VENV) .arm build dist *.egg-info kernels/edgerun_kernels/objects .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .arm build dist *.egg-info kernels/edgerun_kernels/objects .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 	find edgerun kernels exporters tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup-chat:

@@ -148,6 +148,6 @@ def _page(arrays: dict[str, NDArray[Any]], i: int, needed: int, pool: PagePool) 
 
 
 def _identity(config: Config) -> str:
-    """Of the weights as this package has them."""
+    """What tells the weights as this package has them from all others."""
     known = asdict(replace(config, calibration={}, tool=""))
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

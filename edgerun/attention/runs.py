@@ -33,7 +33,7 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, program: Program, cache: str, context: int) -> Heads:
-        """Those of a program."""
+        """The heads of a program, for a cache type and a context."""
         return cls(program.n_layers, program.n_heads, program.n_kv_heads, program.head_dim, cache, context)
 
 

@@ -30,8 +30,8 @@ class Attended(NamedTuple):
 
 
 class RunCount(NamedTuple):
-    """Of the positions that left the exact window, over all layers and key/value heads: how many keys are kept (of the
-    form "element": elements), and of how many."""
+    """How many keys are kept of the positions that left the exact window, and of how many, over all layers and
+    key/value heads; of the form "element", how many elements."""
 
     kept: int
     all: int
@@ -102,12 +102,12 @@ class AttentionState:
 
     @property
     def attended(self) -> Attended:
-        """Since the last reset."""
+        """How much was read since the last reset, and how much exact attention would have read."""
         return Attended(self._read, self._exact)
 
     @property
     def run_count(self) -> RunCount:
-        """Of what the session holds."""
+        """How many keys are kept of what the session holds."""
         if self.runs is None:
             return RunCount(0, 0)
         layers = int(self.runs.layers.sum())

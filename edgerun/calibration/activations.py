@@ -44,7 +44,7 @@ PROBE_TOKENS = 64
 TOKENS = 512
 """Tokens of a text that a package is calibrated with."""
 PARTS = (0.25, 0.5, 1.0)
-"""Of a budget, for which points are sought."""
+"""The parts of a budget for which points are sought."""
 STEPS = 9
 """Halvings of the multiplier's range."""
 METHODS = ("threshold", "delta")
@@ -174,7 +174,7 @@ def _curve(projection: Projection, matrix: Array, inputs: Array, worth: Array) -
 
 
 def _unsent(inputs: Array, worth: Array, limits: Array, most: int) -> tuple[Array, Array]:
-    """Of delta activations: which inputs are sent, and what is missing of all."""
+    """Which inputs delta activations send, and what is missing of all."""
     sent, missing = np.empty(inputs.shape, bool), np.empty_like(inputs)
     reference = np.zeros(inputs.shape[1], np.float32)
     for t, (row, limit) in enumerate(zip(inputs, limits, strict=True)):
@@ -210,7 +210,8 @@ class _Text:
         return Measured(float(kl(self.wanted, log_p).mean()), skipped, saved)
 
     def _log_p(self, chosen: Sequence[Chosen]) -> tuple[Array, Policy, Array]:
-        """Of each decoded token [tokens, vocab_size], the policy that ran, and the columns each read [tokens, ops]."""
+        """Log-probabilities after each decoded token [tokens, vocab_size], the policy that ran, and the columns that
+        each token read [tokens, ops]."""
         session = self.model.session("none", sparsity="none")
         policy = session.sequence.policy = make_policy(self.model.tape, chosen, self.model.threads)
         session.prefill(self.tokens[: self.first])

@@ -23,7 +23,7 @@ LEAST = 64
 POLICIES: tuple[Policy, ...] = ("deltallm", "delta", "both")
 JOURNAL = "calibration.partial.json"
 VERSION = 2
-"""Of what a journal holds; raised when the search changes."""
+"""The version of what a journal holds; raised when the search changes."""
 
 
 def calibrate(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgerun.model import Model
 
 _MOST_BYTES = 1 << 28
-"""Of exact logits that are kept: where a text has more, every second, third … position is compared."""
+"""Exact logits that are kept, at most: where a text has more, every second, third … position is compared."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Reference:
         self.perplexity = self._compare(iter(np.split(self._logits, range(CHUNK, len(self._logits), CHUNK))))[1]
 
     def cost(self, attention: Attention) -> Cost:
-        """Of a policy, whose cache is its own from the first token on."""
+        """What a policy costs, with a cache that is its own from the first token on."""
         if attention.deltallm is None:  # DELTA, which does nothing before the first token is decoded
             session = self._after_prefix(attention)
         else:
@@ -63,7 +63,7 @@ class Reference:
         return session
 
     def _begun(self, session: Session) -> Session:
-        """With the tokens before those that are compared."""
+        """The session, which now holds the tokens before those that are compared."""
         session.prefill(self._tokens[: self._first])
         return session
 

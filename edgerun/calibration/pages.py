@@ -59,8 +59,8 @@ def page_errors(
 
 
 def _by_page(capture: Capture, layer: int, rows: NDArray[np.int64]) -> tuple[F32, F32, F32]:
-    """Of every page: its score [n, pages]; each head's probability [n, n_heads, pages]; its part of the heads' outputs
-    [n, pages, n_heads * head_dim]."""
+    """The score of every page [n, pages]; each head's probability of it [n, n_heads, pages]; its part of the heads'
+    outputs [n, pages, n_heads * head_dim]."""
     queries = capture.queries(layer)[rows]
     keys, values = capture.keys_values(layer)
     n, n_heads, dim = queries.shape

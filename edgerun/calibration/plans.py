@@ -22,8 +22,8 @@ def budgets(context: int) -> list[int]:
 def candidates(
     errors: F64, sensitivity: F64, budget_pages: list[int], context: int, most: int, refresh: int = 1
 ) -> list[Delta]:
-    """Those that nothing cheaper is expected to be better than, cheapest first. errors: of ``pages.page_errors``. most:
-    layers that read everything."""
+    """The plans that nothing cheaper is expected to be better than, cheapest first. errors: of ``pages.page_errors``.
+    most: layers that read everything."""
     n_layers = len(sensitivity)
     found: list[tuple[float, float, Delta]] = []
     for table, budget in zip(errors, budget_pages, strict=True):

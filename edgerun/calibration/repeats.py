@@ -20,8 +20,8 @@ MOST, MOST_SHARED = 0.2, 0.15
 
 
 def repeated(tokens: Sequence[int]) -> tuple[list[int], int]:
-    """As many tokens, and how many at the end are passages from everywhere before, in an order that is always the
-    same; none where a text is too short."""
+    """A text of as many tokens, and how many at its end are passages from everywhere before, in an order that is always
+    the same; none where a text is too short."""
     count = min(PASSAGES, len(tokens) // (8 * LENGTH))
     body = list(tokens[: len(tokens) - count * LENGTH])
     found = body.copy()

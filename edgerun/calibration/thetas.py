@@ -20,11 +20,11 @@ WINDOW, SINKS = 128, 4
 THETAS = np.array(
     [0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 1, 1.1, 1.2, 1.5, 2], np.float32
 )
-"""Of whole keys: how far from its reference, relative to the reference's length."""
+"""How far a whole key may be from its reference, relative to the reference's length."""
 STEPS = np.array([0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6], np.float32)
-"""Of elements: relative to the feature's standard deviation."""
+"""How far an element may be, relative to the feature's standard deviation."""
 PRICES = np.geomspace(1e-4, 1, 13)
-"""Of elements, in shares of the head's score variance: every one gives a head's features their limits."""
+"""Prices of an element, in shares of the head's score variance: every one gives a head's features their limits."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ import numpy as np
 from edgerun.errors import OptionError
 from edgerun.measure.profile import KindTime, profile_decode
 from edgerun.progress import Progress, silent
+from edgerun_kernels.load import kernels
+from edgerun_kernels.measure import read_bandwidth
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -78,9 +80,6 @@ class Result:
 
 def memory_read_gb_per_s(threads: int) -> float:
     """The machine's memory read bandwidth with that many threads, in 1e9 bytes a second."""
-    from edgerun_kernels.load import kernels
-    from edgerun_kernels.measure import read_bandwidth
-
     return read_bandwidth(kernels(), threads)
 
 

@@ -261,8 +261,8 @@ def kl(log_q: F64, log_p: F64) -> F64:
 
 
 def standard_error(values: npt.ArrayLike) -> float:
-    """Of the mean of independent values: their standard deviation (of a sample) over the root of their number; 0 for
-    one value, which tells nothing of its spread."""
+    """The standard error of the mean of independent values: their standard deviation (of a sample) over the root of
+    their number; 0 for one value, which tells nothing of its spread."""
     values = np.asarray(values, np.float64)
     return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
 

@@ -38,9 +38,9 @@ class KindTime:
     gb_per_s: float
     share_of_bandwidth: float
     columns_skipped: float | None = None
-    """Of a layer that leaves out columns whose input is zero: their share, 0 to 1. What they hold is not in bytes_read.
-    The time to choose them is here; where it takes all columns after all, what that takes stands beside, under
-    "joining columns, or all of them", and its bytes here."""
+    """The share of the columns that a layer leaves out where their input is zero, 0 to 1. What they hold is not in
+    bytes_read. The time to choose them is here; where it takes all columns after all, what that takes stands beside,
+    under "joining columns, or all of them", and its bytes here."""
 
 
 def profile_decode(model: Model, session: Session, tokens: Sequence[int], gb_per_s: float) -> list[KindTime]:

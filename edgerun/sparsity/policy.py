@@ -39,8 +39,8 @@ WORTH_WHILE = ((320, 0.48), (768, 0.62), (1280, 0.78), (2048, 0.8), (4096, 0.84)
 """Up to so many bytes of a column, the share of columns below which reading them one by one was measured to be faster
 than reading all: memory gives long runs faster than short ones."""
 PART_WITH_MINIMA, PART_WITH_RUNNING_SUMS = 0.6, {"q4": 0.35, "q8": 0.35, "q4m": 0.04}
-"""Of that share, what is left where minima are multiplied, which is done for whole groups as for scales; and with sums
-in float64, which double that work, or do it many times over with minima, and changes of two terms each."""
+"""The part of that share that is left where minima are multiplied, which is done for whole groups as for scales; and
+with sums in float64, which double that work, or do it many times over with minima, and changes of two terms each."""
 TERNARY_WORTH_WHILE = ((2048, 0.76), (1 << 62, 0.83))
 """Likewise, of ternary layers; their columns are summed up in integers."""
 ANY = 1 << 40
@@ -110,7 +110,7 @@ def make_policy(tape: Tape, chosen: Sequence[Chosen], n_threads: int) -> Policy:
 
 
 def most_columns(projection: Projection, method: type[Method] = Threshold) -> int:
-    """Of its columns, as many as are read one by one at most with a method."""
+    """How many of its columns are read one by one with a method, at most."""
     if projection.fmt == "ternary_columns":
         return projection.k
     table = TERNARY_WORTH_WHILE if projection.fmt in TERNARY else WORTH_WHILE

@@ -18,7 +18,7 @@ Kind = Literal["qkv", "attention_output", "gate_up", "down"]
 KINDS: tuple[Kind, ...] = ("qkv", "attention_output", "gate_up", "down")
 TERNARY = ("ternary", "ternary_triples", "ternary_columns")
 FORMATS = ("q4", "q4m", "q8", *TERNARY)
-"""Of weights whose columns can be skipped."""
+"""Formats of weights whose columns can be skipped."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Projection:
 
 
 def projections(tape: Tape) -> list[Projection]:
-    """Those whose columns can be skipped, in the order in which they run: ternary layers, and those of 4 or 8 bits over
-    quantised activations, but for the output head.
+    """The projections whose columns can be skipped, in the order in which they run: ternary layers, and those of 4 or 8
+    bits over quantised activations, but for the output head.
 
     What columns come to lies in the same room for all inputs. So an input is left out whose layers threads may still
     run while others begin with those of another; no known family has such layers.
@@ -104,7 +104,7 @@ class _Roles:
                 self._gated |= {op.gate, op.up}
 
     def kind(self, op: Linear) -> Kind:
-        """Of a layer that is none of a known block: "down"."""
+        """What a layer is to its block; "down" where it is none of a known one."""
         if op.y in self._attended:
             return "qkv"
         if op.y in self._gated:

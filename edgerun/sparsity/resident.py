@@ -31,7 +31,7 @@ class Sparsity:
         self._lock = threading.Lock()
 
     def columns(self) -> list[Columns]:
-        """Of all projections of the model's tape. Raises HubError where the cache cannot be written."""
+        """The columns of all projections of the model's tape. Raises HubError where the cache cannot be written."""
         with self._lock:
             return self._opened()
 

@@ -53,7 +53,7 @@ def weight_bytes_skipped(tape: Tape, policy: Policy | None, columns: NDArray[np.
 
 
 def weight_time_saved(tape: Tape, policy: Policy, columns: NDArray[np.int64]) -> float:
-    """Of the time in which all weights are read, the share that tokens did not need, 0 to 1: a projection of which as
+    """The share of the time in which all weights are read that tokens did not need, 0 to 1: a projection of which as
     many columns are read as pay at most takes as long as one of which all are.
 
     policy: what the tape ran with. columns: int64 [tokens, ops], what each token read.
@@ -82,8 +82,8 @@ class _Weights(NamedTuple):
 
 
 def weights_read(op: NDArray[np.int64], policy: Policy | None) -> _Weights:
-    """Of layers whose columns a policy may leave unread, the op that chooses them reads all: where it chooses none, the
-    layers read as many."""
+    """What an op reads. The op that chooses columns counts as the one that reads those of its layers: where it chooses
+    none, the layers read as many."""
     code, index = Op(op[Head.CODE]), projection_of(op)
     one = None if policy is None else policy.chosen.get(index)
     if code == Op.LINEAR_TERNARY_COLUMNS:
@@ -103,7 +103,7 @@ def projection_of(op: NDArray[np.int64]) -> int:
 
 
 def _blocks(rows: int, k: int) -> int:
-    """Of 16 rows by 32 columns."""
+    """Blocks of 16 rows by 32 columns."""
     return -(-rows // ROWS) * -(-k // GROUP)
 
 

@@ -40,7 +40,7 @@ def layer_q(c: NDArray[np.float64], p: float, eta: float, gamma: float = GAMMA) 
 
 
 def row_sums(delta: Float, x_mean: Float) -> NDArray[np.float64]:
-    """Of c = delta * x_mean: sum and sum of squares of every row, [N, 2]. delta [N, K], x_mean [K]."""
+    """Sum and sum of squares of every row of c = delta * x_mean, [N, 2]. delta [N, K], x_mean [K]."""
     return np.stack([delta @ x_mean, (delta * delta) @ (x_mean * x_mean)], axis=1).astype(np.float64)
 
 

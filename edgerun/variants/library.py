@@ -13,7 +13,7 @@ ENDING = ".safetensors"
 
 
 def folder() -> Path:
-    """Of the named variants."""
+    """The folder of the named variants."""
     return cache_root() / "variants"
 
 
@@ -32,7 +32,7 @@ def place(name: str | os.PathLike[str]) -> Path:
 
 
 def find(name: str | os.PathLike[str]) -> Path:
-    """As ``place``, of a file that must be there. Raises VariantError."""
+    """The file that a name or a path stands for, as ``place``; it must be there. Raises VariantError."""
     path = place(name)
     if path.is_file():
         return path

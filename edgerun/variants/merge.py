@@ -66,7 +66,7 @@ def describe(found: Sequence[tuple[Variant, float]], **more: object) -> dict[str
 
 
 def rules() -> dict[str, Rule]:
-    """By the names that users know."""
+    """The rules of merging, by the names that users know."""
     return {"task-arithmetic": task_arithmetic, "ties": ties}
 
 

@@ -39,7 +39,7 @@ class Variants:
 
     @property
     def resident(self) -> list[Variant]:
-        """Those that are mapped."""
+        """The variants that are mapped."""
         with self._lock:
             return [variant for _, variant in self._open.values()]
 

@@ -49,7 +49,7 @@ def _index(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def offset(data: NDArray[np.uint8], view: NDArray[Any]) -> int:
-    """In bytes, of a view in the data."""
+    """Where a view begins in the data, in bytes."""
     return int(view.ctypes.data - data.ctypes.data)
 
 

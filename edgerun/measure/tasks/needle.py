@@ -98,7 +98,7 @@ class Cell:
 
 
 def cells(hidden: Sequence[Needle], found: F64, reference: F64 | None) -> list[Cell]:
-    """By length, then depth, both ascending."""
+    """The scores of each length and depth; by length, then depth, both ascending."""
     places = [(needle.length, needle.depth) for needle in hidden]
     table = []
     for place in sorted(set(places)):

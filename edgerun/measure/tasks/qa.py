@@ -25,7 +25,7 @@ FORMS = """a file of JSON lines:
 {"passage": TEXT, "question": TEXT, "answers": [TEXT, …]}, or SQuAD's lines of the Hugging Face Hub
 {"context": TEXT, "question": TEXT, "answers": {"text": [TEXT, …], …}}; questions without an answer are left out"""
 MOST_TOKENS = 32
-"""Of an answer."""
+"""Tokens of an answer, at most."""
 
 
 @dataclass(frozen=True)

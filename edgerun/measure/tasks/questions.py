@@ -59,8 +59,8 @@ def texts(where: str, question: Question, field: str, least: int) -> list[str]:
 
 
 def spread(questions: Sequence[T], limit: int, shots: int) -> tuple[list[T], list[T]]:
-    """Those to ask, at most `limit`, evenly from all but the last `shots`; and these, the examples before each of them.
-    Raises OptionError if there are too few."""
+    """The questions to ask, at most `limit`, evenly from all but the last `shots`; and these, the examples before each
+    of them. Raises OptionError if there are too few."""
     n = len(questions) - shots
     if n < 1:
         raise OptionError(
