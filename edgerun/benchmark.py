@@ -70,7 +70,7 @@ class Result:
 
 def memory_read_gb_per_s(threads: int) -> float:
     """The machine's memory read bandwidth with that many threads, in 1e9 bytes a second."""
-    from edgerun_kernels.load import kernels
+    from edgerun_kernels.build.load import kernels
     from edgerun_kernels.measure import read_bandwidth
 
     return read_bandwidth(kernels(), threads)

@@ -15,7 +15,7 @@ from edgerun_kernels.memory import aligned
 
 if TYPE_CHECKING:
     from edgerun.text.options import SamplingOptions
-    from edgerun_kernels.load import Kernels
+    from edgerun_kernels.build.load import Kernels
 
 COLDEST = 1e-4
 """Temperatures below this take the most likely token: nothing else has a weight that float32 can hold."""
