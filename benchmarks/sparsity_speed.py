@@ -31,12 +31,12 @@ from edgerun.sparsity import layout
 from edgerun.sparsity.policy import LINES, most_columns, n_parts
 from edgerun.sparsity.projections import TERNARY, Projection
 from edgerun_kernels import reference
+from edgerun_kernels.build.load import kernels
 from edgerun_kernels.layouts import Head
-from edgerun_kernels.load import kernels
 from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import Keep, Run, Skip, list_scratch_bytes, ternary_scratch_bytes
 from edgerun_kernels.registry import Op, record
-from edgerun_kernels.team import Team
+from edgerun_kernels.runtime.team import Team
 
 LAYERS = {
     "2048x2048": ((2048,), 2048),

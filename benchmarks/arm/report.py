@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arm.loops import LOOPS, PROCESSORS, cycles, iteration
-from edgerun_kernels import emit, objects
+from edgerun_kernels.build import emit, objects
 from edgerun_kernels.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]

@@ -35,7 +35,7 @@ def check_writable(path: Path) -> None:
 def text(title: str, results: list[Result], before: dict[str, str], after: dict[str, str]) -> str:
     """Markdown. before, after: the machine's state (``edgerun.measure.board.state``)."""
     from edgerun.measure.board import description
-    from edgerun_kernels.load import kernels
+    from edgerun_kernels.build.load import kernels
 
     facts = {**description(), "edgerun": f"{version('edgerun')}, kernels {kernels().isa}"}
     lines = [f"# edgerun bench: {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]

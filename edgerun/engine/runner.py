@@ -13,11 +13,11 @@ from edgerun.engine.rotary import RotaryTable
 from edgerun.errors import EdgerunError
 from edgerun.program.tape import Tape
 from edgerun.sparsity.policy import Policy
-from edgerun_kernels.load import Kernels
+from edgerun_kernels.build.load import Kernels
 from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import DRAFT_ROWS, WINDOW_BYTES, Run
-from edgerun_kernels.team import join_team, leave_team
-from edgerun_kernels.width import Width
+from edgerun_kernels.runtime.team import join_team, leave_team
+from edgerun_kernels.runtime.width import Width
 
 
 class Runner:

@@ -15,7 +15,7 @@ from edgerun_kernels.memory import aligned
 
 if TYPE_CHECKING:
     from edgerun.generation.options import SamplingOptions
-    from edgerun_kernels.load import Kernels
+    from edgerun_kernels.build.load import Kernels
 
 BLOCK = 64
 COLDEST = 1e-4

@@ -20,7 +20,7 @@ import numpy as np
 from edgerun.errors import OptionError
 from edgerun.measure.profile import KindTime, profile_decode
 from edgerun.progress import Progress, silent
-from edgerun_kernels.load import kernels
+from edgerun_kernels.build.load import kernels
 from edgerun_kernels.measure import read_bandwidth
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from edgerun.errors import EdgerunError, HubError
 from edgerun.progress import Progress, silent
-from edgerun_kernels.objects import cache_root
+from edgerun_kernels.build.objects import cache_root
 
 __all__ = ["CacheEntry", "cache_root", "clear", "commit_folder", "entries", "find", "lock", "package_folder", "record"]
 

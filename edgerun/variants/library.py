@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from edgerun.errors import VariantError
-from edgerun_kernels.objects import cache_root
+from edgerun_kernels.build.objects import cache_root
 
 ENDING = ".safetensors"
 

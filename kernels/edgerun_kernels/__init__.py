@@ -1,5 +1,6 @@
 """The ground floor of edgerun: compiled kernels, the thread team and the tape. It knows pointers and numbers, no model.
 
-``load`` gives the kernels for this CPU, ``team`` runs a tape with them, ``record`` says what a tape holds. ``build``
-compiles them ahead of time from the sources beside it (needs numba; nothing else here does, except those sources).
+``build.load`` gives the kernels for this CPU, ``runtime.team`` runs a tape with them, ``registry`` says which ops there
+are, ``layouts`` and ``record`` what a tape's and a run's records hold. ``build`` compiles kernels ahead of time: those
+in ``ops``, ``columns`` and ``runtime.loop``, over the vocabulary in ``simd`` (needs numba; nothing else here does).
 """

@@ -4,11 +4,11 @@ from time import perf_counter
 
 import numpy as np
 
-from .load import Kernels
+from .build.load import Kernels
 from .memory import aligned
 from .record import Run
 from .registry import Op, record
-from .team import Team
+from .runtime.team import Team
 
 BYTES = 1 << 28
 """Larger than any cache of the machines that edgerun is for."""

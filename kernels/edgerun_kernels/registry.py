@@ -1,8 +1,8 @@
 """The registry of ops: what the compiled loop can run, and what everybody else knows of it.
 
-An op is its kernel, in a module of its own name, and its entry here. From the entries come the layout of its records,
-the dispatch of the compiled loop (``dispatch``), its name in the profile, and, by the formats that it takes, which op
-a program's encoding chooses.
+An op is its kernel and its entry here. From the entries come the layout of its records, the compiled loop's dispatch
+(``runtime.loop.dispatch``), its name in the profile, and, by the formats that it takes, which op a program's encoding
+chooses.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ATTENTION: Layout = (Head, Attention)
 class Entry:
     """An op.
 
-    module: of this package, that has the kernel, which is called as the op in small letters.
+    module: in this package, that has the kernel, which is called as the op in small letters.
     layout: the parts of its record.
     kind: what the profile counts its time as; "" for linear layers, which it calls by their names in the graph.
     twin: its numpy twin in ``reference``; "" where what it computes is no value of its own.
@@ -72,15 +72,15 @@ def _linear(module: str, twin: str, role: Role, *formats: str, layout: Layout = 
 
 
 def _embed(twin: str, *formats: str) -> Entry:
-    return Entry("embed", _EMBED, "embedding", twin, "embedding", formats, "variant_embed")
+    return Entry("ops.embed", _EMBED, "embedding", twin, "embedding", formats, "variant_embed")
 
 
 def _attention(cache: str) -> Entry:
-    return Entry("attention", _ATTENTION, "attention", "attention", "attention", (cache,))
+    return Entry("ops.attention", _ATTENTION, "attention", "attention", "attention", (cache,))
 
 
 def _runs(cache: str) -> Entry:
-    return Entry("deltallm", _ATTENTION, "attention, making runs", "", "runs", (cache,))
+    return Entry("ops.shared_keys", _ATTENTION, "attention, making runs", "", "runs", (cache,))
 
 
 class Op(IntEnum):
@@ -98,10 +98,10 @@ class Op(IntEnum):
         op.fields = MappingProxyType({f.name: int(f) for part in entry.layout for f in part if f.name != "COUNT"})
         return op
 
-    LINEAR_Q4 = _linear("projection", "linear_q4", "linear", "q4", "q4m", layout=_SKIPPABLE)
-    LINEAR_TERNARY = _linear("projection", "linear_ternary", "linear over int8 rows", "ternary", layout=_SKIPPABLE)
+    LINEAR_Q4 = _linear("ops.projection", "linear_q4", "linear", "q4", "q4m", layout=_SKIPPABLE)
+    LINEAR_TERNARY = _linear("ops.projection", "linear_ternary", "linear over int8 rows", "ternary", layout=_SKIPPABLE)
     LINEAR_TERNARY_TRIPLES = Entry(
-        "projection",
+        "ops.projection",
         _SCRATCHED,
         twin="linear_ternary",
         role="linear over int8 rows",
@@ -110,34 +110,34 @@ class Op(IntEnum):
         shares_features=False,
     )
     LINEAR_TERNARY_COLUMNS = _linear(
-        "columns", "linear_ternary", "linear over int8 rows", "ternary_columns", layout=_SCRATCHED
+        "columns.linear_columns", "linear_ternary", "linear over int8 rows", "ternary_columns", layout=_SCRATCHED
     )
-    GATHER_COLUMNS = Entry("columns", _SCRATCHED, variants="variant_linear")
-    QUANTIZE = Entry("norm", (Head, Input, Quantize), "quantisation of activations", "quantize")
-    RMS_NORM = Entry("norm", (Head, Varied, Input, Norm), "norms", "rms_norm")
-    QUANTIZE_ROWS = Entry("norm", (Head, Input), "quantisation of activations", "quantize_rows")
-    SKIP_COLUMNS = Entry("projection", (Head, Input, Projected), "quantisation of activations")
-    SWIGLU = Entry("mlp", (Head, Gate), "SwiGLU", "swiglu", "gate", ("SwiGLU",))
-    SQUARED_RELU = Entry("mlp", (Head, Gate), "squared ReLU", "squared_relu", "gate", ("SquaredReLU",))
+    GATHER_COLUMNS = Entry("columns.linear_columns", _SCRATCHED, variants="variant_linear")
+    QUANTIZE = Entry("ops.norm", (Head, Input, Quantize), "quantisation of activations", "quantize")
+    RMS_NORM = Entry("ops.norm", (Head, Varied, Input, Norm), "norms", "rms_norm")
+    QUANTIZE_ROWS = Entry("ops.norm", (Head, Input), "quantisation of activations", "quantize_rows")
+    SKIP_COLUMNS = Entry("ops.projection", (Head, Input, Projected), "quantisation of activations")
+    SWIGLU = Entry("ops.mlp", (Head, Gate), "SwiGLU", "swiglu", "gate", ("SwiGLU",))
+    SQUARED_RELU = Entry("ops.mlp", (Head, Gate), "squared ReLU", "squared_relu", "gate", ("SquaredReLU",))
     ATTENTION_F16 = _attention("f16")
     ATTENTION_F32 = _attention("f32")
     ATTENTION_Q8 = _attention("q8")
-    GATHER_ATTENTION = Entry("attention", _ATTENTION, "attention, joining its parts")
-    LINEAR_Q8 = _linear("projection", "linear_q8", "linear", "q8", layout=_SKIPPABLE)
-    LINEAR_Q6K = _linear("linear", "linear_q6k", "linear", "q6k")
-    LINEAR_F32 = _linear("linear_float", "linear", "linear over float32", "f32")
-    LINEAR_Q4_FLOAT = _linear("linear_float", "linear", "linear over float32", "q4", "q4m")
-    LINEAR_Q8_FLOAT = _linear("linear_float", "linear", "linear over float32", "q8")
-    LINEAR_Q6K_FLOAT = _linear("linear_float", "linear", "linear over float32", "q6k")
+    GATHER_ATTENTION = Entry("ops.attention", _ATTENTION, "attention, joining its parts")
+    LINEAR_Q8 = _linear("ops.projection", "linear_q8", "linear", "q8", layout=_SKIPPABLE)
+    LINEAR_Q6K = _linear("ops.linear", "linear_q6k", "linear", "q6k")
+    LINEAR_F32 = _linear("ops.linear_float", "linear", "linear over float32", "f32")
+    LINEAR_Q4_FLOAT = _linear("ops.linear_float", "linear", "linear over float32", "q4", "q4m")
+    LINEAR_Q8_FLOAT = _linear("ops.linear_float", "linear", "linear over float32", "q8")
+    LINEAR_Q6K_FLOAT = _linear("ops.linear_float", "linear", "linear over float32", "q6k")
     EMBED_Q4 = _embed("embed_q4", "q4", "q4m")
     EMBED_Q8 = _embed("embed_q8", "q8")
     EMBED_Q6K = _embed("embed_q6k", "q6k")
     EMBED_F32 = _embed("embed_f32", "f32")
-    SELECT_PAGES = Entry("delta", _ATTENTION, "attention, choosing pages")
+    SELECT_PAGES = Entry("ops.page_selection", _ATTENTION, "attention, choosing pages")
     COMPACT_F16 = _runs("f16")
     COMPACT_Q8 = _runs("q8")
     COMPACT_F32 = _runs("f32")
-    READ_MEMORY = Entry("bandwidth", (Head, Read), "reading memory")
+    READ_MEMORY = Entry("ops.bandwidth", (Head, Read), "reading memory")
 
     @property
     def kernel(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgerun_kernels import objects
+from edgerun_kernels.build import objects
 from edgerun_kernels.machine import architecture
 from edgerun_kernels.targets import TARGETS
 from tests.cli.conftest import ROOT, environment
@@ -45,7 +45,7 @@ def _make_kernels(folder: Path) -> None:
     missing = [name for name in targets if not objects.is_current(folder / objects.file_name(name))]
 
     def emit(isa: str) -> None:
-        command = [sys.executable, "-m", "edgerun_kernels.emit", "--isa", isa, "--out", str(folder)]
+        command = [sys.executable, "-m", "edgerun_kernels.build.emit", "--isa", isa, "--out", str(folder)]
         subprocess.run(command, env=environment(), check=True, cwd=ROOT)
 
     with ThreadPoolExecutor(2) as pool:

@@ -34,7 +34,7 @@ def runs(arm: Emulated) -> Iterator[Runs]:
 
 @pytest.mark.parametrize("cpu", PROCESSORS)
 def test_the_best_kernels_are_chosen(arm: Emulated, cpu: str) -> None:
-    result = arm(cpu, "-c", "from edgerun_kernels.load import kernels; print(kernels().isa)")
+    result = arm(cpu, "-c", "from edgerun_kernels.build.load import kernels; print(kernels().isa)")
     assert (result.stdout.strip(), result.stderr) == (PROCESSORS[cpu], "")
 
 

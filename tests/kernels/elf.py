@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from edgerun_kernels import emit, load, objects
+from edgerun_kernels.build import emit, load, objects
 from edgerun_kernels.targets import TARGETS, Target
 
 from .harness import ISAS

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from edgerun_kernels.build.load import Kernels, kernels
 from edgerun_kernels.layouts import RECORD_FIELDS, Head
-from edgerun_kernels.load import Kernels, kernels
 from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import Run, Sequence, Skip
 from edgerun_kernels.reference import Quantised, QuantisedRows, activation_tiles, row_tiles
 from edgerun_kernels.registry import Op, put
+from edgerun_kernels.runtime.team import Team
 from edgerun_kernels.targets import usable
-from edgerun_kernels.team import Team
 
 Array = NDArray[Any]
 ISAS = [target.name for target in usable()][: 1 if os.environ.get("EDGERUN_TESTED_ISAS") == "best" else None]

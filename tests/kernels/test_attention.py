@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgerun_kernels import reference
-from edgerun_kernels.load import Kernels
+from edgerun_kernels.build.load import Kernels
 from edgerun_kernels.record import (
     CHUNK,
     GROUP,

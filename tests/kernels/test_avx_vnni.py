@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgerun.package import layout
 from edgerun_kernels import reference
-from edgerun_kernels.load import Kernels
+from edgerun_kernels.build.load import Kernels
 
 from .elf import blocks, emitted, target
 from .harness import EPS, ISAS, THREADS, examples, floats, same_bits, within

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgerun_kernels import load, objects
-from edgerun_kernels.load import SIGNATURES
+from edgerun_kernels.build import load, objects
+from edgerun_kernels.build.load import SIGNATURES
 from edgerun_kernels.targets import TARGETS
 
 from .elf import Block, blocks, built, emitted, symbols, target

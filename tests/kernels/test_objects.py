@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import llvmlite.binding as llvm
 import pytest
 
-from edgerun_kernels import features, load, objects
+from edgerun_kernels import features
+from edgerun_kernels.build import load, objects
 from edgerun_kernels.machine import architecture
 from edgerun_kernels.targets import TARGETS, usable
 
@@ -66,7 +67,7 @@ def test_the_dot_instruction_is_there() -> None:
 
 def test_loading_imports_no_numba() -> None:
     program = (
-        "import sys; from edgerun_kernels.load import kernels; kernels(); "
+        "import sys; from edgerun_kernels.build.load import kernels; kernels(); "
         "print(sorted(m for m in sys.modules if m.split('.')[0] in ('numba', 'onnx', 'onnxruntime')))"
     )
     env = {"PYTHONPATH": str(objects.HERE.parent), "EDGERUN_CACHE": str(objects.cache_root())}

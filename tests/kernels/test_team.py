@@ -14,8 +14,8 @@ import pytest
 from edgerun_kernels.memory import aligned
 from edgerun_kernels.record import ROWS, Control, Run
 from edgerun_kernels.registry import Op, record
-from edgerun_kernels.team import Team
-from edgerun_kernels.width import Width
+from edgerun_kernels.runtime.team import Team
+from edgerun_kernels.runtime.width import Width
 
 from .harness import ISAS, Memory, address, linear_op, loaded, tape
 

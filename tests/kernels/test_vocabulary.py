@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from edgerun_kernels.emit import optimise, prepared
+from edgerun_kernels.build.emit import optimise, prepared
 from edgerun_kernels.simd.named import I64, NAMED, POINTER, PREFIX
 
 from .elf import target

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from edgerun_kernels.width import GOOD_RUNS, LONGEST_FEWER, LONGEST_MORE, OF_LAST, SHORTEST, STALLS, Width
+from edgerun_kernels.runtime.width import GOOD_RUNS, LONGEST_FEWER, LONGEST_MORE, OF_LAST, SHORTEST, STALLS, Width
 
 
 @dataclass

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgerun.package import layout
 from edgerun_kernels import reference
-from edgerun_kernels.load import Kernels
+from edgerun_kernels.build.load import Kernels
 from edgerun_kernels.record import SECOND_TERM, Flag, columns_scratch_bytes, triples_scratch_bytes
 
 from .harness import Memory, activations, call, floats, linear_op, stride

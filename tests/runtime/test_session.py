@@ -12,7 +12,7 @@ import pytest
 import edgerun
 from edgerun import ContextError, EdgerunError, Model, OptionError
 from edgerun.model import default_threads, prefill_rows
-from edgerun_kernels.width import Width
+from edgerun_kernels.runtime.width import Width
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, 90, 330)]
 
