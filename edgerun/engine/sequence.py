@@ -164,9 +164,10 @@ class Sequence:
         return 0
 
     def _shorten(self, n_pages: int) -> None:
-        for i in range(n_pages, len(self.pages)):
-            self._drop(i)
-        del self.pages[n_pages:]
+        while len(self.pages) > n_pages:
+            page = self.pages.pop()
+            if page is not None:
+                self.cache.pool.release(page)
 
     def reuse(self, ids: Several[int]) -> int:
         """Holds as much as is known of ``ids``, short of the last token: of what it holds already, or of what others
@@ -233,8 +234,8 @@ class Sequence:
 
     def release(self) -> None:
         """Gives its pages back. Idempotent."""
+        self.tokens, self._prefilled = [], 0  # first: ctrl-C may come between
         self._shorten(0)
-        self.tokens, self._prefilled = [], 0
 
     def __del__(self) -> None:
         if hasattr(self, "pages"):

@@ -242,10 +242,10 @@ def test_parts_grow_with_the_position(isa: str, cache: str, position: int) -> No
 
 @every_isa
 @every_cache
-@examples(12)
+@examples(5)
 @given(
     position=st.sampled_from([0, 1, 100, 127, 250, 2035, 2047, 4090]),
-    rows=st.sampled_from([2, 5, 16, 17, 33]),
+    rows=st.sampled_from([2, 5, 16, 17]),
     heads=st.sampled_from([(1, 1), (3, 1), (2, 3), (1, 5), (1, 9)]),
     dim=st.sampled_from([6, 20, 64]),
     seed=st.integers(0, 2**31),
