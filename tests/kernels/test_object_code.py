@@ -23,7 +23,7 @@ INSTRUCTIONS = {
     "avx_vnni": VEX + rb"\x50",  # vpdpbusd on ymm as AVX-VNNI encodes it
     "avx2": VEX + rb"\x04",  # vpmaddubsw on ymm
 }
-LINEAR = ("15edgerun_kernels6linear", "15edgerun_kernels15linear_products")
+LINEAR = ("15edgerun_kernels3ops6linear", "15edgerun_kernels3ops15linear_products")
 """Begin the mangled names of those modules' functions."""
 OUTSIDE = {"sched_yield", "syscall"}
 """What the kernels want of the C library: to wait."""
