@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
@@ -122,6 +121,8 @@ class Generation(Iterator[Piece]):
 
     async def __anext__(self) -> Piece:
         """The next piece, while the event loop goes on."""
+        import asyncio  # takes as long as a tenth of loading a model: for those who have an event loop already
+
         while not self._pieces and not self.ended:
             await self._engine.wait_for(self, asyncio.get_running_loop())
         return self._taken(StopAsyncIteration)
