@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import combinations
 
 import numpy as np
@@ -31,7 +32,8 @@ WITHOUT_TWIN = {
 @every_op
 def test_a_kernel_a_layout_a_kind_and_a_twin(op: Op) -> None:
     loaded(ISAS[0]).op(op.kernel)
-    assert getattr(import_module(f"edgerun_kernels.{op.entry.module}"), op.kernel) is not None
+    if find_spec("numba") is not None:  # an emulated processor has what is compiled, and no compiler
+        assert getattr(import_module(f"edgerun_kernels.{op.entry.module}"), op.kernel) is not None
     assert op.entry.layout[0] is Head
     assert op.entry.kind or op.has(Linear), "the profile has no name for it"
     assert (op.entry.twin == "") == (op in WITHOUT_TWIN)
