@@ -5,9 +5,9 @@ work makes the next *step* for all requests, and the others find what came of it
 asyncio's callers are served by one thread for all of them.
 
 A step is one run: a row of every request that decodes, and pieces of prompts beside them, as many as keep the others
-waiting no longer than ``PATIENCE`` says. Bits do not depend on company (see ``edgerun_kernels.ops.attention``), so neither
-does any text. Requests with activation sparsity decode in runs of their own: each reads its own columns, and a run
-together would read no less.
+waiting no longer than ``PATIENCE`` says. Bits do not depend on company (see ``edgerun_kernels.ops.attention``), so
+neither does any text. Requests with activation sparsity decode in runs of their own: each reads its own columns, and a
+run together would read no less.
 """
 
 from __future__ import annotations
