@@ -97,7 +97,7 @@ def _kind(name: str, op: NDArray[np.int64], policy: Policy | None) -> str:
     if code == Op.SKIP_COLUMNS:
         if one is None:
             return code.entry.kind  # it looks for a policy, and returns
-        name = one.projection.name
-    elif one is not None and one.projection.fmt in COLUMNS:
+        return re.sub(r"^layers\.\d+\.", "", one.projection.name)
+    if one is not None and one.projection.fmt in COLUMNS:
         return "joining columns, or all of them"
     return code.entry.kind or re.sub(r"^layers\.\d+\.|\.gather$", "", name)
