@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.variant_speed import write
 from edgerun import Model, Session
-from edgerun.hub import resolve
+from edgerun.sources.hub import resolve
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 DECODED = 48
