@@ -19,7 +19,6 @@ from edgerun.generation.generation import Generation
 from edgerun.generation.options import SamplingOptions
 from edgerun.saved import save
 from edgerun.sparsity.policy import Policy
-from edgerun_kernels.memory import aligned
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -54,7 +53,7 @@ class Session:
         self.variant = variant
         self._turn = threading.RLock()
         self._generation: Generation | None = None
-        self._logits: NDArray[np.float32] = self._buffer(1)
+        self._logits: NDArray[np.float32] = self.model.runner.logits_buffer(1)
 
     def __repr__(self) -> str:
         return f"<Session of {self.model.package.config.name}: {self.position} of {self.model.context} tokens>"
@@ -180,7 +179,7 @@ class Session:
         ids = self._checked(token_ids)
         self._end_generation()
         rows = max(1, min(chunk, self.model.tape.max_rows, len(ids)))
-        logits = self._buffer(rows)
+        logits = self.model.runner.logits_buffer(rows)
         for part in self._parts(len(ids), rows):
             n = part.stop - part.start
             self._run(ids[part], logits, n)
@@ -244,10 +243,6 @@ class Session:
             sequence.undone()
             raise
         sequence.done(tokens)
-
-    def _buffer(self, rows: int) -> NDArray[np.float32]:
-        stride = self.model.tape.logits_stride
-        return aligned(4 * rows * stride).view(np.float32).reshape(rows, stride)
 
 
 def check_tokens(

@@ -26,7 +26,6 @@ from edgerun.engine.batch import Rows
 from edgerun.engine.runner import Runner
 from edgerun.engine.sequence import Sequence
 from edgerun.errors import CacheFullError, EdgerunError
-from edgerun_kernels.memory import aligned
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -106,7 +105,7 @@ class Engine:
         self._known: list[weakref.ref[Request]] = []  # who drops a request unfinished wants no more of it
         self._running: list[Request] = []  # in the step that goes on
         self._leader: object | None = None  # who makes a step
-        self._logits = self._buffer(1)
+        self._logits = self.runner.logits_buffer(1)
         self._decode_s = self._row_s = 0.0  # of a step that only decodes; of a row of a prompt
         self._waiters: dict[Request, list[tuple[AbstractEventLoop, Future[None]]]] = {}
         self._driver: threading.Thread | None = None
@@ -296,7 +295,7 @@ class Engine:
         if not batch:
             return
         if n_out > len(self._logits):
-            self._logits = self._buffer(max(n_out, 2 * len(self._logits)))
+            self._logits = self.runner.logits_buffer(max(n_out, 2 * len(self._logits)))
         first = parts[0]
         sequence = first.request.sequence
         try:
@@ -344,10 +343,6 @@ class Engine:
             again = [r for r in others if not (r.sequence.acts_in_decoding and r.decoding)]
             min(reversed(again or others), key=lambda r: r.priority).sequence.rewind(0)
             return True
-
-    def _buffer(self, rows: int) -> NDArray[np.float32]:
-        stride = self.runner.tape.logits_stride
-        return aligned(4 * rows * stride).view(np.float32).reshape(rows, stride)
 
 
 def _resolve(future: Future[None]) -> None:

@@ -40,6 +40,11 @@ class Runner:
         self._widths: dict[int, Width] = {}
         self._closed = False
 
+    def logits_buffer(self, rows: int) -> NDArray[np.float32]:
+        """Room for the logits of so many rows: float32 [rows, tape.logits_stride], aligned as kernels want it."""
+        stride = self.tape.logits_stride
+        return aligned(4 * rows * stride).view(np.float32).reshape(rows, stride)
+
     def run(
         self,
         batch: Sequence[Rows],

@@ -9,13 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgerun.engine.many import PARALLEL
 from edgerun.engine.runner import Runner
 from edgerun.engine.sequence import Sequence as EngineSequence
 from edgerun.progress import Progress
-from edgerun_kernels.memory import aligned
-
-PARALLEL = 32
-"""Texts that are worked on at a time."""
 
 
 class Wanted(NamedTuple):
@@ -39,7 +36,7 @@ def score_many(
     working: list[tuple[int, EngineSequence]] = []
     begun = done = 0
     rows = runner.tape.max_rows
-    logits = aligned(4 * rows * runner.tape.logits_stride).view(np.float32).reshape(rows, -1)
+    logits = runner.logits_buffer(rows)
     try:
         while done < len(wanted):
             progress(done, len(wanted), "texts")
